@@ -1,0 +1,188 @@
+"""Profiles: every setting of a run, in one place. A stage is given its own part, never the whole.
+
+TINY is the default: a Llama of one million parameters that this project pre-trained, on a CPU. All
+its choices were made on validation prompts (EXPERIMENTS.md has the runs).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which base, and where. path: a folder or a hub id; "data/tiny_base" is the committed one."""
+
+    path: str = "data/tiny_base"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+    threads: int = 2  # OpenMP threads; set explicitly, because the default suits an idle machine only
+    memory_gb: float = 2.0  # needed beside what is in use; checked before anything is loaded
+
+
+@dataclass(frozen=True)
+class Data:
+    """How many prompts each stage draws from the world. Test prompts: per skill, all levels."""
+
+    train_prompts: int = 800  # per round, fresh ones, over the four skills
+    test_per_skill: int = 200
+    demonstrations: int = 400  # round zero: written by the world's authors, flaws included
+    prompts_file: str = ""  # a JSONL file of Prompt records that replaces the drawn training prompts
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """K answers per prompt. temperature 0 is greedy. The paper: K is typically 10–30 (§4.2.2)."""
+
+    k: int = 16
+    temperature: float = 1.0
+    max_new_tokens: int = 96
+    batch_prompts: int = 32  # prompts read at once; rows in flight are k times as many
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Lora:
+    """r: rank; alpha: scale is alpha / r; applied to every linear layer of every block."""
+
+    r: int = 16
+    alpha: int = 32
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One training run. Names as in TRL. max_steps counts optimizer steps."""
+
+    learning_rate: float = 2e-3
+    max_steps: int = 60
+    per_device_train_batch_size: int = 32
+    max_length: int = 256
+    warmup_steps: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sft:
+    """Supervised finetuning from the base; loss on the answer only (§4.1.3)."""
+
+    fit: Fit = field(default_factory=lambda: Fit(learning_rate=4e-3, max_steps=100))
+    lora: Lora = field(default_factory=Lora)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Bradley–Terry without margin (§4.1.2) on pairs of at least `min_strength`."""
+
+    fit: Fit = field(default_factory=lambda: Fit(learning_rate=2e-3, max_steps=100))
+    lora: Lora = field(default_factory=Lora)
+    pairs: int = 800  # annotated per round
+    edit_share: float = 0.15
+    min_strength: Literal[
+        "marginally better", "slightly better", "better", "significantly better"
+    ] = "better"
+
+
+@dataclass(frozen=True)
+class Dpo:
+    """β and the NLL weight are the paper's (§4.1.4). `runs` runs of one stage are averaged (§4.1.5)."""
+
+    fit: Fit = field(default_factory=lambda: Fit(learning_rate=2e-3, max_steps=40))
+    lora: Lora = field(default_factory=Lora)
+    beta: float = 0.1
+    nll_weight: float = 0.2
+    mask_special: bool = True
+    pairs: int = 800  # annotated per round, for DPO: the newest batch only
+    runs: int = 2
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """How checkpoints are measured: greedy once, and `samples` answers at temperature 1."""
+
+    samples: int = 4
+    base_samples: int = 16
+    best_of_k: tuple[int, ...] = (1, 2, 4, 8, 16)
+    control: bool = True  # train SFT on random candidates too, each round
+    split: Literal["validation", "test"] = "test"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The dial. `rounds` may be changed on the command line; everything else by `--set part.name=value`."""
+
+    name: str = "tiny"
+    rounds: int = 3
+    order: Literal["paper", "field_report"] = "paper"
+    seed: int = 0
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    sampling: Sampling = field(default_factory=Sampling)
+    sft: Sft = field(default_factory=Sft)
+    reward: Reward = field(default_factory=Reward)
+    dpo: Dpo = field(default_factory=Dpo)
+    evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
+
+
+TINY = Profile()
+PROFILES = {"tiny": TINY}
+
+
+def get_profile(name: str) -> Profile:
+    """Return the profile of that name.
+
+    Raises:
+        ValueError: if there is none; the message lists those there are.
+    """
+    if name.lower() not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}; there is: {', '.join(PROFILES)}")
+    return PROFILES[name.lower()]
+
+
+def override(profile: Profile, setting: str) -> Profile:
+    """Return `profile` with one setting changed, e.g. "sft.fit.learning_rate=0.001".
+
+    The short form "sft.learning_rate" finds `fit` or `lora` by itself where the name is in only one.
+
+    Raises:
+        ValueError: if the setting has no such name, or the value is not of its type.
+    """
+    path, eq, text = setting.partition("=")
+    if not eq or not path:
+        raise ValueError(f"cannot read --set {setting!r}; write name=value, e.g. sft.learning_rate=0.002")
+    return _set(profile, path.strip().split("."), text.strip(), path.strip())
+
+
+def _set(part: Any, path: list[str], text: str, whole: str) -> Any:
+    names = {f.name: f for f in dataclasses.fields(part)}
+    head = path[0]
+    if head not in names:
+        nested = [
+            n for n in names if dataclasses.is_dataclass(getattr(part, n)) and n in ("fit", "lora")
+            and head in {f.name for f in dataclasses.fields(getattr(part, n))}
+        ]
+        if len(nested) != 1:
+            raise ValueError(f"unknown setting {whole!r}: {head!r} is not one of {', '.join(names)}")
+        return _set(part, [nested[0], *path], text, whole)
+    old = getattr(part, head)
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(old):
+            raise ValueError(f"unknown setting {whole!r}: {head!r} has no parts")
+        return dataclasses.replace(part, **{head: _set(old, path[1:], text, whole)})
+    if dataclasses.is_dataclass(old):
+        inside = ", ".join(f.name for f in dataclasses.fields(old))
+        raise ValueError(f"setting {whole!r} is a group; name one of its parts: {inside}")
+    return dataclasses.replace(part, **{head: _read(old, text, whole)})
+
+
+def _read(old: Any, text: str, whole: str) -> Any:
+    kind = type(old)
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind is tuple:
+            return tuple(int(t) for t in text.split(","))
+        return kind(text)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"setting {whole!r} must be a {kind.__name__}, not {text!r}") from error
