@@ -1,0 +1,425 @@
+"""figure_*(), describe_*(), table_stages(): a run as pictures, and the same facts as text.
+
+Every figure has a text twin with the same numbers, for screen readers, terminals and tests. Colour is
+never alone: markers, line styles, filled against hollow, and words carry the same meaning. Figures are
+made without pyplot, so no window opens and nothing stays in memory; a notebook shows what is returned.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from llama3_lab.records import (
+    SKILLS,
+    BestOfK,
+    Comparison,
+    Curve,
+    Evaluation,
+    Rate,
+    RoundReport,
+    RunReport,
+    SkillScore,
+)
+
+P = ParamSpec("P")
+# Names for the page's stylesheet, which swaps them in the dark; on white each has contrast ≥ 4 : 1.
+COLORS = {"ink": "#1b1f24", "muted": "#59636e", "rule": "#d9dee4", "band": "#f3f5f7", "plate": "#ffffff",
+          "blue": "#0072b2", "orange": "#c2500c", "green": "#00805f", "purple": "#9a4c94", "ochre": "#80650a",
+          "gray": "#6c757f"}
+STYLE = {
+    "font.family": "sans-serif", "font.size": 9.5, "axes.titlesize": 10, "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "axes.axisbelow": True, "grid.linewidth": 0.7, "lines.linewidth": 1.6, "lines.markersize": 5.5,
+    "legend.frameon": False, "xtick.major.size": 0, "ytick.major.size": 0, "svg.fonttype": "none",
+    "svg.hashsalt": "llama3-lab", "figure.facecolor": COLORS["plate"], "axes.facecolor": COLORS["plate"],
+    "grid.color": COLORS["rule"], "axes.edgecolor": COLORS["muted"], "axes.labelcolor": COLORS["muted"],
+    "text.color": COLORS["ink"], "xtick.color": COLORS["muted"], "ytick.color": COLORS["muted"],
+}
+METRICS = (("sampled", "blue", "o", "-"), ("greedy", "orange", "s", "--"))
+JUDGES = {  # judge: colour, marker, line
+    "checker": ("green", "^", "-"), "reward model": ("orange", "o", "-"),
+    "reward model + log-probability": ("ochre", "s", "--"), "implicit reward": ("purple", "D", "-."),
+    "log-probability": ("blue", "v", ":"), "majority vote": ("ink", "P", "--"), "random": ("gray", "", ":"),
+}
+ROUND_LINES = (("blue", "-"), ("orange", "--"), ("green", "-."), ("purple", ":"), ("ink", (0, (5, 1, 1, 1, 1, 1))))
+
+
+class ReportFigure(Figure):
+    """A matplotlib figure that a notebook shows by itself, with or without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        out = io.BytesIO()
+        self.savefig(out, format="png", dpi=110)
+        return out.getvalue()
+
+
+def styled(draw: Callable[P, ReportFigure]) -> Callable[P, ReportFigure]:
+    """Return `draw` under the one style, leaving the reader's own settings alone."""
+    @wraps(draw)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> ReportFigure:
+        with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+            return draw(*args, **kwargs)
+    return inner
+
+
+def to_svg(figure: Figure) -> str:
+    """Return the figure as SVG text, the same for the same figure every time."""
+    out = io.StringIO()
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def stages(run: RunReport) -> list[Evaluation]:
+    """Return the evaluations of a run in order: the start, then each round."""
+    return [*run.start, *(e for r in run.rounds for e in r.evaluations)]
+
+
+def is_control(stage: str) -> bool:
+    return "random" in stage.lower()
+
+
+def score(evaluation: Evaluation, skill: str = "all", level: int = 0) -> SkillScore | None:
+    """Return the scores of one skill at one level (0: all levels), or None where it was not measured."""
+    return next((s for s in evaluation.scores if (s.skill, s.level) == (skill, level)), None)
+
+
+def skills_of(run: RunReport) -> list[str]:
+    seen = {s.skill for e in stages(run) for s in e.scores}
+    return [s for s in ("all", *SKILLS) if s in seen]
+
+
+# --- the headline
+
+@styled
+def figure_chain(run: RunReport) -> ReportFigure:
+    """Draw the pass rate on the checkable skills from the base to the last round, controls beside."""
+    figure = ReportFigure(figsize=(9.6, 4.4), layout="constrained")
+    ax = figure.subplots()
+    chain = [(e, s) for e in stages(run) if (s := score(e)) and not is_control(e.stage)]
+    spots = {e.stage: i for i, (e, _) in enumerate(chain)}
+    _bands(ax, [e.round for e, _ in chain])
+    for metric, color, marker, line in METRICS:
+        rates = [getattr(s, metric) for _, s in chain]
+        shift = -0.06 if metric == "sampled" else 0.06
+        _dots(ax, np.arange(len(rates)) + shift, rates, color=COLORS[color], marker=marker, linestyle=line,
+              label=metric + (" at temperature 1" if metric == "sampled" else ""))
+        controls = [(e, s) for e in stages(run) if (s := score(e)) and is_control(e.stage)]
+        xs = [_control_spot(e.stage, spots) + 0.28 + shift for e, _ in controls]
+        _dots(ax, xs, [getattr(s, metric) for _, s in controls], color=COLORS["gray"], marker=marker,
+              linestyle="none", markerfacecolor=COLORS["plate"], label=f"control (random answers), {metric}")
+        if rates:
+            for i in (0, len(rates) - 1):
+                above = rates[i].value >= max(getattr(chain[i][1], m[0]).value for m in METRICS)
+                ax.annotate(f"{rates[i].value:.2f}", (i + shift, rates[i].high if above else rates[i].low),
+                            (0, 4 if above else -4), textcoords="offset points", ha="center",
+                            va="bottom" if above else "top", color=COLORS[color])
+    ax.set_xticks(range(len(chain)), [_short(e.stage) for e, _ in chain])
+    ax.set(ylim=(0, 1.02), xlim=(-0.5, max(len(chain), 1) - 0.5), ylabel="share of answers that are right")
+    ax.grid(axis="x", visible=False)
+    ax.set_title("Right answers, checkable skills together, with 95 % intervals over prompts", pad=18)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def describe_chain(run: RunReport) -> str:
+    """Return the facts of `figure_chain` as text."""
+    lines = ["Right answers, checkable skills together, with 95 % intervals over prompts:"]
+    for e in stages(run):
+        if s := score(e):
+            note = " (control: as many answers, chosen at random)" if is_control(e.stage) else ""
+            lines.append(f"- {e.stage}{note}: sampled {s.sampled}; greedy {s.greedy}")
+    return "\n".join(lines)
+
+
+# --- pass rates by skill and stage
+
+@styled
+def figure_pass_rates(run: RunReport) -> ReportFigure:
+    """Draw one panel per skill, one row per stage: greedy and sampled rates with intervals."""
+    skills, rows = skills_of(run), stages(run)
+    figure = ReportFigure(figsize=(9.6, 1.3 + 0.27 * len(rows)), layout="constrained")
+    axes = figure.subplots(1, max(len(skills), 1), sharey=True, squeeze=False)[0]
+    for ax, skill in zip(axes, skills, strict=False):
+        _bands(ax, [e.round for e in rows], across=True, named=False)
+        for metric, color, marker, _ in METRICS:
+            spots = [i + (0.14 if metric == "greedy" else -0.14) for i, e in enumerate(rows) if score(e, skill)]
+            rates = [getattr(s, metric) for e in rows if (s := score(e, skill))]
+            _dots(ax, spots, rates, across=True, color=COLORS[color], marker=marker, linestyle="none", label=metric,
+                  markersize=4.5, markerfacecolor=COLORS["plate" if metric == "greedy" else color])
+        ax.set(title=_title(skill), xlim=(-0.02, 1.02), xticks=(0, 0.5, 1), ylim=(len(rows) - 0.5, -0.5))
+        ax.set_xticklabels(("0", ".5", "1"))
+        ax.set_yticks(range(len(rows)), [e.stage + (" (control)" if is_control(e.stage) else "") for e in rows])
+        ax.grid(axis="y", visible=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def describe_pass_rates(run: RunReport) -> str:
+    """Return the facts of `figure_pass_rates` as text."""
+    lines = ["Share of right answers by skill and stage, with 95 % intervals over prompts:"]
+    for skill in skills_of(run):
+        lines.append(f"{_title(skill)}:")
+        lines += [f"- {e.stage}: sampled {s.sampled}; greedy {s.greedy}"
+                  for e in stages(run) if (s := score(e, skill))]
+    return "\n".join(lines)
+
+
+# --- the funnel of a round
+
+ANSWERS = ("candidates", "finished", "decided", "passed")
+PROMPTS = ("prompts", "solved", "selected")
+
+
+def funnel_by_skill(report_round: RoundReport) -> dict[str, dict[str, int]]:
+    """Return the counts of each skill, summed over its levels."""
+    found = {row.skill: dict.fromkeys((*ANSWERS, *PROMPTS), 0) for row in report_round.funnel}
+    for row in report_round.funnel:
+        for count in found[row.skill]:
+            found[row.skill][count] += getattr(row, count)
+    return {s: found[s] for s in (*SKILLS, *sorted(set(found) - set(SKILLS))) if s in found}
+
+
+@styled
+def figure_funnel(report_round: RoundReport) -> ReportFigure:
+    """Draw what is left after each step, by skill: answers on the left, prompts on the right."""
+    by_skill = funnel_by_skill(report_round)
+    figure = ReportFigure(figsize=(9.6, 0.6 + 0.95 * max(len(by_skill), 1)), layout="constrained")
+    grid = figure.subplots(max(len(by_skill), 1), 2, sharex="col", squeeze=False)
+    for column, (steps, color) in enumerate(((ANSWERS, "blue"), (PROMPTS, "green"))):
+        most = max((c[steps[0]] for c in by_skill.values()), default=1) or 1
+        for ax, (skill, counts) in zip(grid[:, column], by_skill.items(), strict=False):
+            values = [counts[s] for s in steps]
+            ax.barh(steps, values, color=COLORS[color], height=0.72, alpha=0.88)
+            for i, value in enumerate(values):
+                share = f"  ({value / values[0]:.0%})" if i and values[0] else ""
+                ax.text(value + 0.012 * most, i, f"{value:,}{share}", va="center", fontsize=8.5)
+            ax.set(xlim=(0, 1.28 * most), xticks=(), title=_title(skill) if column == 0 else "")
+            ax.invert_yaxis()
+            ax.grid(visible=False)
+            ax.spines[["bottom", "left"]].set_visible(False)
+    return figure
+
+
+def describe_funnel(report_round: RoundReport) -> str:
+    """Return the facts of `figure_funnel` as text."""
+    lines = [f"Round {report_round.round}: from prompts to demonstrations, by skill:"]
+    for skill, n in funnel_by_skill(report_round).items():
+        answers = " → ".join(f"{n[s]:,} {s}" for s in ANSWERS)
+        lines.append(f"- {skill}: {answers}; {' → '.join(f'{n[s]:,} {s}' for s in PROMPTS)}")
+    return "\n".join(lines)
+
+
+# --- choosing among K
+
+@styled
+def figure_best_of_k(run: RunReport) -> ReportFigure:
+    """Draw, per skill, how right the answer is that each judge picks out of k."""
+    skills = [s for s in ("all", *SKILLS) if any(b.skill == s for b in run.best_of_k)]
+    figure = ReportFigure(figsize=(9.6, 3.7), layout="constrained")
+    axes = figure.subplots(1, max(len(skills), 1), sharey=True, squeeze=False)[0]
+    handles: dict[str, Any] = {}
+    for ax, skill in zip(axes, skills, strict=False):
+        curves = [b for b in run.best_of_k if b.skill == skill]
+        for i, b in enumerate(curves):
+            color, marker, line = JUDGES.get(b.judge, ("muted", "x", "-"))
+            spread = 2.0 ** (0.09 * (i - (len(curves) - 1) / 2))  # apart, so that intervals can be told apart
+            handles[b.judge] = _dots(ax, np.array(b.ks) * spread, b.rates, color=COLORS[color], marker=marker,
+                                     linestyle=line, markersize=4.5)
+        ks = sorted({k for b in curves for k in b.ks})
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(ks, [str(k) for k in ks])
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set(title=_title(skill), xlabel="k answers to choose from", ylim=(0, 1.02))
+        ax.grid(axis="x", visible=False)
+    axes[0].set_ylabel("share of picks that are right")
+    order = [j for j in JUDGES if j in handles] + [j for j in handles if j not in JUDGES]
+    figure.legend([handles[j] for j in order], order, loc="outside lower center", ncols=4)
+    return figure
+
+
+def notes_best_of_k(run: RunReport) -> list[str]:
+    """Return one sentence per judge that picks worse than chance at some k, computed from the curves."""
+    notes = []
+    for b in run.best_of_k:
+        chance = next((c for c in run.best_of_k if (c.skill, c.judge) == (b.skill, "random")), None)
+        if chance is None or b.judge == "random":
+            continue
+        coin = dict(zip(chance.ks, chance.rates, strict=True))
+        below = [(k, r) for k, r in zip(b.ks, b.rates, strict=True) if k in coin and r.value < coin[k].value - 1e-9]
+        sure = [(k, r) for k, r in below if r.high < coin[k].value]
+        if below:
+            k, r = (sure or below)[0]
+            weight = "its whole interval is below" if sure else "chance stays inside its interval"
+            notes.append(f"On {b.skill}, the {b.judge} picks worse than random at k = "
+                         f"{', '.join(str(k) for k, _ in below)}: {r} at k = {k} against {coin[k].value:.3f} "
+                         f"for random ({weight}).")
+    return notes
+
+
+def describe_best_of_k(run: RunReport) -> str:
+    """Return the facts of `figure_best_of_k` as text, and the judges that fall below random."""
+    lines = ["Share of picks that are right, by judge and number of answers k, with 95 % intervals:"]
+    lines += [f"- {b.skill}, {b.judge}: {_at_ks(b)}" for b in run.best_of_k]
+    return "\n".join(lines + (notes_best_of_k(run) or ["No judge falls below random at any k."]))
+
+
+# --- training curves
+
+def curves_by_kind(run: RunReport) -> dict[tuple[str, str], list[Curve]]:
+    """Return all training curves of a run by (stage without its round, metric), in order of appearance."""
+    found: dict[tuple[str, str], list[Curve]] = {}
+    for curve in dict.fromkeys((*run.curves, *(c for r in run.rounds for c in r.curves))):
+        kind = re.sub(r"\b(round|run)\s+\d+\b", "", curve.stage)
+        found.setdefault((" ".join(kind.split()) or curve.stage, curve.metric), []).append(curve)
+    return found
+
+
+@styled
+def figure_training_curves(run: RunReport) -> ReportFigure:
+    """Draw each metric of each kind of training, one line per round and run."""
+    panels = curves_by_kind(run)
+    rows = max(1, -(-len(panels) // 3))
+    figure = ReportFigure(figsize=(9.6, 2.35 * rows), layout="constrained")
+    axes = figure.subplots(rows, 3, squeeze=False).ravel()
+    for ax, ((kind, metric), curves) in zip(axes, panels.items(), strict=False):
+        for i, curve in enumerate(curves):
+            color, line = ROUND_LINES[i % len(ROUND_LINES)]
+            names = re.findall(r"\b(?:round|run)\s+\d+\b", curve.stage)
+            ax.plot(curve.steps, curve.values, color=COLORS[color], linestyle=line, linewidth=1.3,
+                    label=", ".join(names) or None)
+        if metric == "loss" and re.search("reward|dpo", kind):
+            ax.axhline(np.log(2), color=COLORS["gray"], linewidth=0.9, linestyle=(0, (1, 2)), label="ln 2: no preference")
+        ax.set_title(f"{_title(kind)}: {metric}")
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        ax.margins(x=0.02)
+        if ax.get_legend_handles_labels()[1]:
+            ax.legend(fontsize=7.5, ncols=2 if len(curves) > 3 else 1, handlelength=2.6)
+    for ax in axes[len(panels):]:
+        ax.set_visible(False)
+    figure.supxlabel("optimizer step", fontsize=9, color=COLORS["muted"])
+    return figure
+
+
+def describe_training_curves(run: RunReport) -> str:
+    """Return first, lowest, highest and last value of every training curve."""
+    lines = ["Training curves (first → last value, range, optimizer steps):"]
+    for curves in curves_by_kind(run).values():
+        for c in curves:
+            what = f"{c.values[0]:.3f} → {c.values[-1]:.3f}, {min(c.values):.3f} to {max(c.values):.3f}, " \
+                   f"steps {c.steps[0]} to {c.steps[-1]}" if c.values else "no values"
+            lines.append(f"- {c.stage}, {c.metric}: {what}")
+    return "\n".join(lines)
+
+
+# --- the terminal
+
+def table_stages(run: RunReport) -> str:
+    """Return the closing table: rates by stage and skill, comparisons, warnings; at most 100 columns."""
+    rows = [(e, s) for e in stages(run) if (s := score(e))]
+    head = ("stage", "greedy", "sampled", "pass@k", "k", "ended")
+    body = [(e.stage, brief(s.greedy), brief(s.sampled), brief(s.at_k), str(e.samples), f"{s.ended.value:.0%}")
+            for e, s in rows]
+    n = rows[0][1].greedy.n if rows else 0
+    parts = [f"Right answers, checkable skills together ({n} prompts; 95 % intervals over prompts)",
+             _aligned(head, body, 22), "Sampled at temperature 1, by skill"]
+    skills = [s for s in skills_of(run) if s != "all"]
+    body = [(e.stage, *(brief(s.sampled) if (s := score(e, k)) else "–" for k in skills)) for e in stages(run)]
+    parts.append(_aligned(("stage", *skills), body, 22))
+    if run.comparisons:
+        head = ("comparison (paired, same prompts)", "metric, skill", "difference", "p_holm", "verdict")
+        parts += [_aligned(head, [comparison_cells(c) for c in run.comparisons], 30), HOLM_NOTE]
+    warned = warnings(run)
+    parts.append("\n".join(warned) if warned else "Health checks: all PASS.")
+    return "\n".join(textwrap.fill(p, 100, subsequent_indent="  ") if "\n" not in p else p for p in parts)
+
+
+HOLM_NOTE = "* the interval excludes zero, but p does not outlive Holm's correction: take it as a hint."
+
+
+def brief(rate: Rate) -> str:
+    return f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]" if rate.n else "–"
+
+
+def comparison_cells(c: Comparison) -> tuple[str, str, str, str, str]:
+    """Return name, metric and skill, difference with interval, corrected p and verdict as text."""
+    star = "*" if c.verdict != "inconclusive" and c.p_holm >= 0.05 else ""
+    p = "<0.001" if c.p_holm < 0.001 else f"{c.p_holm:.3f}"
+    return (c.name, f"{c.metric} {c.skill}", f"{c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}]", p, c.verdict + star)
+
+
+def warnings(run: RunReport) -> list[str]:
+    """Return every health check that warned, once each, as one line."""
+    checks = dict.fromkeys((*run.health, *(h for r in run.rounds for h in r.health)))
+    return [f"WARN {h.stage}: {h.name}: {h.reason}" for h in checks if h.status == "WARN"]
+
+
+# --- shared strokes
+
+def _aligned(head: Sequence[str], body: Sequence[Sequence[str]], first: int) -> str:
+    """Align columns, two spaces apart; the first is `first` wide at most and wraps."""
+    widths = [max(len(str(r[i])) for r in (head, *body)) for i in range(len(head))]
+    widths[0] = min(first, widths[0])
+    lines = []
+    for row in (head, *body):
+        wrapped = textwrap.wrap(row[0], widths[0]) or [""]
+        cells = [wrapped[0], *row[1:]]
+        lines.append("  ".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)).rstrip())
+        lines += [f"  {more}" for more in wrapped[1:]]
+        if row is head:
+            lines.append("  ".join("─" * w for w in widths))
+    return "\n".join(lines) + "\n"
+
+
+def _dots(ax: Any, at: Any, rates: Sequence[Rate], across: bool = False, **look: Any) -> Any:
+    """Draw rates with their intervals at positions `at`; `across` lays them along x."""
+    values = np.array([r.value for r in rates])
+    reach = np.array([[max(0.0, r.value - r.low) for r in rates], [max(0.0, r.high - r.value) for r in rates]])
+    if not len(values):
+        return None
+    error = {"xerr": reach} if across else {"yerr": reach}
+    x, y = (values, at) if across else (at, values)
+    return ax.errorbar(x, y, **error, elinewidth=1.0, capsize=0, **look)
+
+
+def _bands(ax: Any, rounds: Sequence[int], across: bool = False, named: bool = True) -> None:
+    """Shade every other round; `named` writes the round above its stages."""
+    for number in sorted(set(rounds)):
+        first, last = rounds.index(number) - 0.5, len(rounds) - list(rounds)[::-1].index(number) - 0.5
+        if number % 2:
+            (ax.axhspan if across else ax.axvspan)(first, last, color=COLORS["band"], zorder=0, linewidth=0)
+        if named:
+            ax.text((first + last) / 2, 1.015, f"round {number}" if number else "start", ha="center", va="bottom",
+                    transform=ax.get_xaxis_transform(), fontsize=8.5, color=COLORS["muted"])
+
+
+def _control_spot(stage: str, spots: dict[str, int]) -> float:
+    """Find the stage that this control goes with: same words but for those about randomness."""
+    words = set(re.sub(r"\W+", " ", stage.lower()).split())
+    return max(spots, key=lambda s: len(words & set(s.lower().split())) - 0.1 * len(s.split()), default="") and \
+        spots[max(spots, key=lambda s: len(words & set(s.lower().split())) - 0.1 * len(s.split()))]
+
+
+def _short(stage: str) -> str:
+    name = re.sub(r"^round \d+\s*", "", stage)
+    return re.sub(r"\b(sft|dpo)\b", lambda m: m[0].upper(), name).replace(" ", "\n", 1)
+
+
+def _title(name: str) -> str:
+    if name == "all":
+        return "all checkable"
+    return re.sub(r"\b(sft|dpo)\b", lambda m: m[0].upper(), name)
+
+
+def _at_ks(b: BestOfK) -> str:
+    return "; ".join(f"k={k} {brief(r)}" for k, r in zip(b.ks, b.rates, strict=True))

@@ -1,0 +1,175 @@
+"""Pre-train the tiny base: a Llama of about one million parameters, on the small world's text.
+
+    python tools/pretrain_base.py            # what `make base` runs; writes data/tiny_base/
+    python tools/pretrain_base.py --documents 2000 --out /somewhere   # a trial
+
+Muon moves the matrices inside the blocks, AdamW the embeddings, the output layer and the norms.
+Documents of like length share a batch, padded on the right: with a causal mask no token sees another
+document or a pad, which is what the paper's cross-document mask does (§3.2), without packing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llama3_lab.progress import bar
+from llama3_lab.tokenizer import train_tokenizer
+from llama3_lab.world.corpus import documents
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What made the base. documents × about 42 tokens; lengths in tokens; sizes as in LlamaConfig."""
+
+    documents: int = 260_000
+    tokenizer_documents: int = 30_000
+    vocab_size: int = 640
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    rope_theta: float = 500_000.0
+    batch_documents: int = 48
+    muon_lr: float = 4e-3
+    adamw_lr: float = 4e-3
+    flat_share: float = 0.4
+    final_lr_share: float = 0.02
+    warmup_steps: int = 50
+    easy_documents_share: float = 0.15  # the first documents: orderings of two names only
+    seed: int = 0
+    threads: int = 1
+
+
+def encode(settings: Settings, tokenizer) -> tuple[list[list[int]], str]:
+    """Return every document as token ids, begin and end tokens included, and the corpus's digest."""
+    n_easy = int(settings.documents * settings.easy_documents_share)
+    texts = [*documents(n_easy, settings.seed + 1, 1.0), *documents(settings.documents - n_easy, settings.seed + 2, 0.1)]
+    digest = hashlib.sha256("\x1e".join(texts).encode()).hexdigest()
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    ids = tokenizer(texts, add_special_tokens=False).input_ids
+    return [[bos, *row, eos] for row in ids], digest
+
+
+def batches(rows: list[list[int]], size: int, rng: Random) -> list[list[list[int]]]:
+    """Return batches in corpus order on the whole, of like lengths within a stretch of 64 batches."""
+    out = []
+    for start in range(0, len(rows), size * 64):
+        stretch = sorted(rows[start : start + size * 64], key=len)
+        chunk = [stretch[i : i + size] for i in range(0, len(stretch), size)]
+        rng.shuffle(chunk)
+        out += chunk
+    return out
+
+
+def optimizers(model: LlamaForCausalLM, settings: Settings) -> list[torch.optim.Optimizer]:
+    """Return Muon for the blocks' matrices and AdamW for the rest."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
+    others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "layers" in n)]
+    muon = torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(others, lr=settings.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
+def share_at(step: int, total: int, settings: Settings) -> float:
+    """Return the learning rate's share at a step: warm-up, flat, then linear to the final share."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    left = (total - step) / (total * (1 - settings.flat_share))
+    return settings.final_lr_share + (1 - settings.final_lr_share) * min(1.0, left)
+
+
+def train(settings: Settings, out: Path) -> dict:
+    """Train, save model, tokenizer and log to `out`; return the summary that settings.json holds."""
+    torch.manual_seed(settings.seed)
+    torch.set_num_threads(settings.threads)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(documents(settings.tokenizer_documents, settings.seed), settings.vocab_size)
+    rows, digest = encode(settings, tokenizer)
+    model = LlamaForCausalLM(make_config(settings, tokenizer))
+    steps = batches(rows, settings.batch_documents, Random(settings.seed))
+    opts, started, seen, log = optimizers(model, settings), time.time(), 0, []
+    base_lrs = [o.param_groups[0]["lr"] for o in opts]
+    progress = bar(len(steps), "pre-training")
+    for step, batch in enumerate(steps):
+        width = max(map(len, batch))
+        ids = torch.tensor([r + [tokenizer.pad_token_id] * (width - len(r)) for r in batch])
+        for opt, lr in zip(opts, base_lrs, strict=True):
+            opt.param_groups[0]["lr"] = lr * share_at(step, len(steps), settings)
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for opt in opts:
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        seen += sum(map(len, batch))
+        progress.update(1)
+        if step % 50 == 0 or step == len(steps) - 1:
+            log.append({"step": step, "loss": round(loss.item(), 4), "tokens": seen})
+            progress.set_postfix_str(f"loss {loss.item():.3f}, {seen / (time.time() - started):.0f} tokens/s")
+        if step % 1000 == 999:
+            model.save_pretrained(out / "partial")
+    progress.close()
+    return save(model, tokenizer, settings, out, {"digest": digest, "tokens": seen, "log": log, "started": started})
+
+
+def make_config(settings: Settings, tokenizer) -> LlamaConfig:
+    """Return the architecture: Llama 3.1 in kind, without its long-context frequency scaling."""
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads")  # fmt: skip
+    return LlamaConfig(
+        **{n: getattr(settings, n) for n in names},
+        rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def save(model, tokenizer, settings: Settings, out: Path, facts: dict) -> dict:
+    """Write weights, tokenizer, log and settings; return the summary."""
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in facts["log"]))
+    summary = {
+        "settings": asdict(settings),
+        "corpus_sha256": facts["digest"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens": facts["tokens"],
+        "minutes": round((time.time() - facts["started"]) / 60, 1),
+        "final_loss": facts["log"][-1]["loss"],
+        "torch": torch.__version__,
+    }
+    (out / "settings.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "data" / "tiny_base")
+    for name in ("documents", "seed", "threads", "num_hidden_layers", "hidden_size"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Settings(), name))
+    for name in ("muon_lr", "adamw_lr"):
+        parser.add_argument(f"--{name}", type=float, default=getattr(Settings(), name))
+    args = vars(parser.parse_args())
+    out = args.pop("out")
+    print(json.dumps(train(Settings(**args), out), indent=2))
+
+
+if __name__ == "__main__":
+    main()
