@@ -104,6 +104,7 @@ class EvaluationPlan:
     samples: int = 4
     base_samples: int = 16
     best_of_k: tuple[int, ...] = (1, 2, 4, 8, 16)
+    best_of_k_prompts: int = 120  # per skill; also where the reward model's agreement is measured
     control: bool = True  # train SFT on random candidates too, each round
     split: Literal["validation", "test"] = "test"
 

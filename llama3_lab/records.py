@@ -352,8 +352,8 @@ class RunReport:
     """A whole run: what `report.json` holds and `report.html` shows.
 
     start: evaluations of the base (its own format and the chat format) and of the first policy.
-    comparisons: every gain beside its control, Holm-corrected as one family. best_of_k: judged
-    on the test prompts with the last round's candidates. versions: packages and device.
+    comparisons: every gain beside its control, Holm-corrected as one family. best_of_k: on test
+    prompts, the first policy's answers, judged by round 1's reward model. versions: packages.
     """
 
     name: str

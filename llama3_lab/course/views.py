@@ -51,7 +51,8 @@ JUDGES = {  # judge: colour, marker, line
     "reward model + log-probability": ("ochre", "s", "--"), "implicit reward": ("purple", "D", "-."),
     "log-probability": ("blue", "v", ":"), "majority vote": ("ink", "P", "--"), "random": ("gray", "", ":"),
 }
-ROUND_LINES = (("blue", "-"), ("orange", "--"), ("green", "-."), ("purple", ":"), ("ink", (0, (5, 1, 1, 1, 1, 1))))
+ROUND_LINES: tuple[tuple[str, Any], ...] = (
+    ("blue", "-"), ("orange", "--"), ("green", "-."), ("purple", ":"), ("ink", (0, (5, 1, 1, 1, 1, 1))))
 
 
 class ReportFigure(Figure):
@@ -153,13 +154,15 @@ def figure_pass_rates(run: RunReport) -> ReportFigure:
     for ax, skill in zip(axes, skills, strict=False):
         _bands(ax, [e.round for e in rows], across=True, named=False)
         for metric, color, marker, _ in METRICS:
-            spots = [i + (0.14 if metric == "greedy" else -0.14) for i, e in enumerate(rows) if score(e, skill)]
+            shift, fill = (0.14, "plate") if metric == "greedy" else (-0.14, color)
+            spots = [i + shift for i, e in enumerate(rows) if score(e, skill)]
             rates = [getattr(s, metric) for e in rows if (s := score(e, skill))]
-            _dots(ax, spots, rates, across=True, color=COLORS[color], marker=marker, linestyle="none", label=metric,
-                  markersize=4.5, markerfacecolor=COLORS["plate" if metric == "greedy" else color])
+            _dots(ax, spots, rates, across=True, color=COLORS[color], marker=marker, linestyle="none",
+                  label=metric, markersize=4.5, markerfacecolor=COLORS[fill])
         ax.set(title=_title(skill), xlim=(-0.02, 1.02), xticks=(0, 0.5, 1), ylim=(len(rows) - 0.5, -0.5))
         ax.set_xticklabels(("0", ".5", "1"))
-        ax.set_yticks(range(len(rows)), [e.stage + (" (control)" if is_control(e.stage) else "") for e in rows])
+        names = [e.stage + (" (control)" if is_control(e.stage) else "") for e in rows]
+        ax.set_yticks(range(len(rows)), names)
         ax.grid(axis="y", visible=False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
@@ -256,7 +259,8 @@ def notes_best_of_k(run: RunReport) -> list[str]:
         if chance is None or b.judge == "random":
             continue
         coin = dict(zip(chance.ks, chance.rates, strict=True))
-        below = [(k, r) for k, r in zip(b.ks, b.rates, strict=True) if k in coin and r.value < coin[k].value - 1e-9]
+        below = [(k, r) for k, r in zip(b.ks, b.rates, strict=True)
+                 if k in coin and r.value < coin[k].value - 1e-9]
         sure = [(k, r) for k, r in below if r.high < coin[k].value]
         if below:
             k, r = (sure or below)[0]
@@ -299,7 +303,7 @@ def figure_training_curves(run: RunReport) -> ReportFigure:
             ax.plot(curve.steps, curve.values, color=COLORS[color], linestyle=line, linewidth=1.3,
                     label=", ".join(names) or None)
         if metric == "loss" and re.search("reward|dpo", kind):
-            ax.axhline(np.log(2), color=COLORS["gray"], linewidth=0.9, linestyle=(0, (1, 2)), label="ln 2: no preference")
+            ax.axhline(np.log(2), color=COLORS["gray"], linewidth=0.9, linestyle=(0, (1, 2)), label="ln 2")
         ax.set_title(f"{_title(kind)}: {metric}")
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.margins(x=0.02)
@@ -328,17 +332,18 @@ def table_stages(run: RunReport) -> str:
     """Return the closing table: rates by stage and skill, comparisons, warnings; at most 100 columns."""
     rows = [(e, s) for e in stages(run) if (s := score(e))]
     head = ("stage", "greedy", "sampled", "pass@k", "k", "ended")
-    body = [(e.stage, brief(s.greedy), brief(s.sampled), brief(s.at_k), str(e.samples), f"{s.ended.value:.0%}")
-            for e, s in rows]
+    body = [(e.stage, brief(s.greedy), brief(s.sampled), brief(s.at_k), str(e.samples),
+             f"{s.ended.value:.0%}") for e, s in rows]
     n = rows[0][1].greedy.n if rows else 0
     parts = [f"Right answers, checkable skills together ({n} prompts; 95 % intervals over prompts)",
              _aligned(head, body, 22), "Sampled at temperature 1, by skill"]
     skills = [s for s in skills_of(run) if s != "all"]
-    body = [(e.stage, *(brief(s.sampled) if (s := score(e, k)) else "–" for k in skills)) for e in stages(run)]
-    parts.append(_aligned(("stage", *skills), body, 22))
+    by_skill = [(e.stage, *(brief(s.sampled) if (s := score(e, k)) else "–" for k in skills))
+                for e in stages(run)]
+    parts.append(_aligned(("stage", *skills), by_skill, 22))
     if run.comparisons:
-        head = ("comparison (paired, same prompts)", "metric, skill", "difference", "p_holm", "verdict")
-        parts += [_aligned(head, [comparison_cells(c) for c in run.comparisons], 30), HOLM_NOTE]
+        titles = ("paired, on the same prompts", "metric, skill", "difference", "p_holm", "verdict")
+        parts += [_aligned(titles, [comparison_cells(c) for c in run.comparisons], 30), HOLM_NOTE]
     warned = warnings(run)
     parts.append("\n".join(warned) if warned else "Health checks: all PASS.")
     return "\n".join(textwrap.fill(p, 100, subsequent_indent="  ") if "\n" not in p else p for p in parts)
@@ -355,7 +360,8 @@ def comparison_cells(c: Comparison) -> tuple[str, str, str, str, str]:
     """Return name, metric and skill, difference with interval, corrected p and verdict as text."""
     star = "*" if c.verdict != "inconclusive" and c.p_holm >= 0.05 else ""
     p = "<0.001" if c.p_holm < 0.001 else f"{c.p_holm:.3f}"
-    return (c.name, f"{c.metric} {c.skill}", f"{c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}]", p, c.verdict + star)
+    difference = f"{c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}]"
+    return c.name, f"{c.metric} {c.skill}", difference, p, c.verdict + star
 
 
 def warnings(run: RunReport) -> list[str]:
@@ -384,7 +390,7 @@ def _aligned(head: Sequence[str], body: Sequence[Sequence[str]], first: int) -> 
 def _dots(ax: Any, at: Any, rates: Sequence[Rate], across: bool = False, **look: Any) -> Any:
     """Draw rates with their intervals at positions `at`; `across` lays them along x."""
     values = np.array([r.value for r in rates])
-    reach = np.array([[max(0.0, r.value - r.low) for r in rates], [max(0.0, r.high - r.value) for r in rates]])
+    reach = np.array([[max(0.0, r.value - r.low), max(0.0, r.high - r.value)] for r in rates]).T
     if not len(values):
         return None
     error = {"xerr": reach} if across else {"yerr": reach}
@@ -395,19 +401,24 @@ def _dots(ax: Any, at: Any, rates: Sequence[Rate], across: bool = False, **look:
 def _bands(ax: Any, rounds: Sequence[int], across: bool = False, named: bool = True) -> None:
     """Shade every other round; `named` writes the round above its stages."""
     for number in sorted(set(rounds)):
-        first, last = rounds.index(number) - 0.5, len(rounds) - list(rounds)[::-1].index(number) - 0.5
+        first, last = rounds.index(number) - 0.5, rounds.index(number) - 0.5 + rounds.count(number)
         if number % 2:
             (ax.axhspan if across else ax.axvspan)(first, last, color=COLORS["band"], zorder=0, linewidth=0)
         if named:
-            ax.text((first + last) / 2, 1.015, f"round {number}" if number else "start", ha="center", va="bottom",
-                    transform=ax.get_xaxis_transform(), fontsize=8.5, color=COLORS["muted"])
+            name = f"round {number}" if number else "start"
+            ax.text((first + last) / 2, 1.015, name, ha="center", va="bottom", fontsize=8.5,
+                    transform=ax.get_xaxis_transform(), color=COLORS["muted"])
 
 
 def _control_spot(stage: str, spots: dict[str, int]) -> float:
     """Find the stage that this control goes with: same words but for those about randomness."""
-    words = set(re.sub(r"\W+", " ", stage.lower()).split())
-    return max(spots, key=lambda s: len(words & set(s.lower().split())) - 0.1 * len(s.split()), default="") and \
-        spots[max(spots, key=lambda s: len(words & set(s.lower().split())) - 0.1 * len(s.split()))]
+    words = set(re.findall(r"\w+", stage.lower()))
+
+    def closeness(other: str) -> float:
+        names = re.findall(r"\w+", other.lower())
+        return len(words & set(names)) - 0.1 * len(names)
+
+    return spots[max(spots, key=closeness)] if spots else 0
 
 
 def _short(stage: str) -> str:

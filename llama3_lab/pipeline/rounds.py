@@ -1,0 +1,331 @@
+"""run_loop(): from the base to the last round; every stage is kept, so that a killed run goes on.
+
+A round of the paper (§4.1, figure 7): reward model → rejection sampling → SFT of the base on the
+winners → DPO on the newest preference batch → averaging. One thing differs, and is said: our newest
+batch is collected after the round's SFT, from the SFT model and the last policy, because at this
+size pairs from an older model alone hurt (EXPERIMENTS.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from llama3_lab.models import Policy, load_policy, load_reward_model
+from llama3_lab.pipeline import demonstrations, measurements, pairs, reports
+from llama3_lab.pipeline.averaging import average
+from llama3_lab.pipeline.candidates import sample
+from llama3_lab.pipeline.prompts import draw_prompts, held_out, load_prompts, refuse_leaks
+from llama3_lab.pipeline.training import read_training, train_dpo, train_reward, train_sft
+from llama3_lab.profiles import Fit, Profile
+from llama3_lab.records import (
+    SKILLS, Agreement, BestOfK, Candidate, Checkpoint, Comparison, Demonstration, Evaluation, Judged, PairCounts,
+    PreferencePair, Prompt, PromptScore, RoundReport, RunReport, SampleAnswer,
+)  # fmt: skip
+from llama3_lab.store import RunFolder, digest_records
+from llama3_lab.world.corpus import write
+
+BASE = "base"
+
+
+def seed_of(profile: Profile, stage: str) -> int:
+    """Return the stage's own seed: the run's seed and the stage's name, hashed."""
+    return int.from_bytes(hashlib.sha256(f"{profile.seed}/{stage}".encode()).digest()[:4], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in progress: its folder, its settings, and the prompts that it is measured on."""
+
+    folder: RunFolder
+    profile: Profile
+    tests: tuple[Prompt, ...]
+
+    def path(self, name: str) -> Path:
+        """Return the folder of a finished policy or reward model, or of the base."""
+        return Path(self.profile.model.path) if name == BASE else self.folder.path / "checkpoints" / name
+
+    def policy(self, name: str) -> Policy:
+        """Return the policy of that name, loaded."""
+        return load_policy(self.path(name), self.profile.model, name)
+
+    def fit(self, part: Any, stage: str) -> Any:
+        """Return a stage's settings with the stage's own seed in them."""
+        return replace(part, fit=replace(part.fit, seed=seed_of(self.profile, stage)))
+
+    def scores(self, name: str, stage: str, round: int, style: str = "chat") -> Evaluation:
+        """Return the policy's evaluation on the run's test prompts; its rows are kept beside it."""
+        plan = self.profile.evaluation
+        k = plan.base_samples if style == "base" else plan.samples
+        how = replace(self.profile.sampling, k=k)
+        rows = self.folder.once(f"scores-{name}-{style}", PromptScore,
+                                lambda: measurements.measure(self.policy(name), self.tests, how, style))  # fmt: skip
+        return reports.evaluate(stage, round, plan.split, rows, k)
+
+    def rows(self, name: str) -> list[PromptScore]:
+        """Return the kept per-prompt scores of a policy that has been measured in the chat format."""
+        return self.folder.once(f"scores-{name}-chat", PromptScore, _missing)
+
+    def answers(self, name: str, prompts: Sequence[Prompt], k: int, stage: str) -> list[Candidate]:
+        """Return k sampled answers a prompt; what they are is fixed by the stage's seed."""
+        how = replace(self.profile.sampling, k=k, seed=seed_of(self.profile, stage))
+        return sample(self.policy(name), prompts, how)
+
+    def sft(self, name: str, rows: Sequence[Demonstration]) -> Checkpoint:
+        """Return the base finetuned on demonstrations."""
+        how = self.fit(self.profile.sft, name)
+        return self.folder.checkpoint(name, "policy", BASE, digest_records(rows),
+                                      lambda out: train_sft(self.path(BASE), rows, how, out, self.profile.model) and None)  # fmt: skip
+
+    def reward(self, name: str, rows: Sequence[PreferencePair]) -> Checkpoint:
+        """Return a reward model trained on preference pairs, from the base."""
+        how = self.fit(self.profile.reward, name)
+        return self.folder.checkpoint(name, "reward", BASE, digest_records(rows),
+                                      lambda out: train_reward(self.path(BASE), rows, how, out, self.profile.model) and None)  # fmt: skip
+
+    def dpo(self, name: str, parent: str, rows: Sequence[PreferencePair]) -> tuple[Checkpoint, ...]:
+        """Return the DPO runs of one stage and, last, their average under `name`."""
+        profile, made = self.profile, []
+        for i in range(profile.dpo.runs):
+            run = name.replace("policy", f"dpo-{i + 1}")
+            seed = seed_of(profile, run)
+            made.append(self.folder.checkpoint(
+                run, "policy", parent, digest_records(rows),
+                lambda out, seed=seed, how=self.fit(profile.dpo, run):
+                    train_dpo(self.path(parent), rows, how, out, profile.model, seed) and None))  # fmt: skip
+        adapters = [self.path(c.name) / "adapter" for c in made]
+        made.append(self.folder.checkpoint(name, "policy", parent, digest_records(rows),
+                                           lambda out: average(adapters, self.path(parent), out, profile.model)))  # fmt: skip
+        return tuple(made)
+
+
+def _missing() -> list[PromptScore]:
+    raise ValueError("this policy has not been measured yet")
+
+
+def run_loop(profile: Profile, out: Path) -> RunReport:
+    """Run every stage that `out` does not hold yet, and return the report.
+
+    Raises:
+        ValueError: for settings, files or checkpoints that cannot be used; earlier stages stay.
+    """
+    plan = profile.evaluation
+    tests = held_out(profile.data.test_per_skill, plan.split)
+    asked = load_prompts(Path(profile.data.prompts_file)) if profile.data.prompts_file else []
+    refuse_leaks(asked, tests)
+    run = Run(RunFolder(out, profile), profile, tuple(tests))
+    start = begin(run)
+    batches = [collect(run, "batch-0", ("first", "sibling"), round_prompts(run, asked, 0))]
+    done = []
+    one_round = run_round if profile.order == "paper" else run_round_field_report
+    for number in range(1, profile.rounds + 1):
+        done.append(one_round(run, number, batches, round_prompts(run, asked, number)))
+    return finish(run, start, done)
+
+
+def round_prompts(run: Run, asked: Sequence[Prompt], number: int) -> list[Prompt]:
+    """Return a round's training prompts: fresh from the world, or the person's own."""
+    if asked:
+        return list(asked)
+    seed = seed_of(run.profile, "prompts")
+    prompts = draw_prompts(run.profile.data.train_prompts // len(SKILLS), "train", seed, f"round{number}")
+    refuse_leaks(prompts, run.tests)
+    return prompts
+
+
+def begin(run: Run) -> tuple[Evaluation, ...]:
+    """Make round zero: the first policy and its sibling, SFT on written demonstrations, flaws included."""
+    rng = Random(seed_of(run.profile, "demonstrations"))
+    prompts = draw_prompts(run.profile.data.demonstrations // len(SKILLS), "train", rng.randrange(2**31), "written")
+    refuse_leaks(prompts, run.tests)
+    written = [Demonstration(p, write(p, rng), "written") for p in prompts]
+    run.sft("first", written)
+    run.sft("sibling", written)
+    return (
+        run.scores(BASE, "base, own format", 0, "base"),
+        run.scores(BASE, "base, chat format", 0),
+        run.scores("first", "first policy", 0),
+    )
+
+
+def collect(run: Run, name: str, policies: tuple[str, str], prompts: Sequence[Prompt]) -> list[PreferencePair]:
+    """Return a preference batch: two answers from two policies, and what the annotators say (§4.2.1)."""
+    rng = Random(seed_of(run.profile, name))
+    n = run.profile.dpo.pairs if name != "batch-0" else run.profile.reward.pairs
+    k = -(-n // len(prompts))
+
+    def make() -> list[PreferencePair]:
+        first, second = (run.answers(p, prompts, k, f"{name}-{p}") for p in policies)
+        return pairs.annotated(first, second, run.profile.reward.edit_share, rng.randrange(2**31))[:n]
+
+    return run.folder.once(name, PreferencePair, make)
+
+
+def run_round(run: Run, number: int, batches: list[list[PreferencePair]], prompts: list[Prompt]) -> RoundReport:
+    """Run one round in the paper's order; appends the round's preference batch to `batches`."""
+    r, last = f"round{number}", "first" if number == 1 else f"round{number - 1}-policy"
+    strong = [p for b in batches for p in pairs.strong(b, run.profile.reward.min_strength)]
+    reward = run.reward(f"{r}-reward", strong)
+    judged = judge_round(run, number, last, prompts)
+    best = demonstrations.select(judged, seed=seed_of(run.profile, r))
+    made = [reward, run.sft(f"{r}-sft", best)]
+    evaluations = [run.scores(f"{r}-sft", f"round {number} sft", number)]
+    if run.profile.evaluation.control:
+        lot = demonstrations.select_at_random(judged, best, seed_of(run.profile, r))
+        made.append(run.sft(f"{r}-control", lot))
+        evaluations.append(run.scores(f"{r}-control", f"round {number} sft on random", number))
+    batches.append(collect(run, f"batch-{number}", (f"{r}-sft", last), prompts))
+    newest = pairs.strong(batches[-1], run.profile.reward.min_strength)
+    made += run.dpo(f"{r}-policy", f"{r}-sft", newest)
+    evaluations += [run.scores(f"{r}-dpo-1", f"round {number} dpo", number),
+                    run.scores(f"{r}-policy", f"round {number} policy", number)]  # fmt: skip
+    counts = count_pairs(batches, len(strong), len(newest))
+    return report_round(run, number, (judged, best), (made, evaluations), counts)
+
+
+def run_round_field_report(
+    run: Run, number: int, batches: list[list[PreferencePair]], prompts: list[Prompt]
+) -> RoundReport:
+    """Run one round as the field report tells it: SFT → reward model → DPO, winners as preferences.
+
+    SFT comes once (the first policy). Each round the current policy answers, reward model and rules
+    pick winners and losers, and DPO goes on from the current policy on those pairs.
+    """
+    r, last = f"round{number}", "first" if number == 1 else f"round{number - 1}-policy"
+    strong = [p for b in batches for p in pairs.strong(b, run.profile.reward.min_strength)]
+    reward = run.reward(f"{r}-reward", strong)
+    judged = judge_round(run, number, last, prompts)
+    best = demonstrations.select(judged, seed=seed_of(run.profile, r))
+    newest = pairs.from_verdicts(judged, seed=seed_of(run.profile, r))[: run.profile.dpo.pairs]
+    batches.append(newest)
+    made = [reward, *run.dpo(f"{r}-policy", last, newest)]
+    evaluations = [run.scores(f"{r}-policy", f"round {number} policy", number)]
+    return report_round(run, number, (judged, best), (made, evaluations), count_pairs(batches, len(strong), len(newest)))
+
+
+def judge_round(run: Run, number: int, last: str, prompts: list[Prompt]) -> list[Judged]:
+    """Return the round's candidates, K a prompt, each with verdict and reward."""
+    name = f"round{number}-judged"
+
+    def make() -> list[Judged]:
+        drawn = run.answers(last, prompts, run.profile.sampling.k, name)
+        reward_model = load_reward_model(run.path(f"round{number}-reward"), run.profile.model, f"round{number}-reward")
+        return measurements.judge(drawn, reward_model)
+
+    return run.folder.once(name, Judged, make)
+
+
+def count_pairs(batches: list[list[PreferencePair]], training: int, dpo: int) -> PairCounts:
+    """Return the preference funnel of the newest batch."""
+    newest = batches[-1]
+    strong = pairs.strong(newest, "better")
+    return PairCounts(len(newest), sum(p.edited is not None for p in newest), len(strong), training, dpo,
+                      sum(p.true_margin < 0 for p in newest))  # fmt: skip
+
+
+def held_out_answers(run: Run) -> list[Candidate]:
+    """Return the first policy's answers to the test prompts, K each: what the judges are compared on."""
+    plan = run.profile.evaluation
+    chosen = [p for s in SKILLS for p in [t for t in run.tests if t.skill == s][: plan.best_of_k_prompts]]
+    return run.folder.once("held-out-answers", Candidate,
+                           lambda: run.answers("first", chosen, max(plan.best_of_k), "held-out"))  # fmt: skip
+
+
+def report_round(
+    run: Run,
+    number: int,
+    chosen: tuple[list[Judged], list[Demonstration]],
+    results: tuple[list[Checkpoint], list[Evaluation]],
+    counts: PairCounts,
+) -> RoundReport:
+    """Return everything that the round did and showed."""
+    judged, best = chosen
+    made, evaluations = results
+    name = f"round{number}-reward"
+    agreed = run.folder.once(f"{name}-agreement", Agreement, lambda: measurements.agreement(
+        load_reward_model(run.path(name), run.profile.model, name), held_out_answers(run), number))  # fmt: skip
+    trained = [read_training(run.path(c.name)) for c in made if (run.path(c.name) / "training.json").is_file()]
+    return RoundReport(
+        number, measurements.funnel(judged, best), counts, tuple(made), tuple(evaluations), tuple(agreed),
+        tuple(c for t in trained for c in t.curves), tuple(h for t in trained for h in t.health),
+        tuple((c.name, run.folder.seconds(c.name)) for c in made), sum(j.candidate.n_tokens for j in judged),
+    )  # fmt: skip
+
+
+def finish(run: Run, start: tuple[Evaluation, ...], rounds: list[RoundReport]) -> RunReport:
+    """Return the whole report: comparisons, best-of-K, sample answers."""
+    last = f"round{len(rounds)}-policy"
+    curves = run.folder.once("best-of-k", BestOfK, lambda: compare_judges(run))
+    trained = [read_training(run.path(n)) for n in ("first", "sibling")]
+    profile = run.profile
+    return RunReport(
+        name=run.folder.path.name, profile=profile.name, profile_digest=run.folder.profile_digest, order=profile.order,
+        seed=profile.seed, n_rounds=len(rounds), start=start, rounds=tuple(rounds),
+        comparisons=tuple(run.folder.once("comparisons", Comparison, lambda: compare_stages(run, len(rounds)))),
+        best_of_k=tuple(curves),
+        samples=tuple(run.folder.once("sample-answers", SampleAnswer, lambda: before_and_after(run, last))),
+        health=tuple(h for t in trained for h in t.health), curves=tuple(c for t in trained for c in t.curves),
+        seconds=run.folder.total_seconds(), versions=versions(),
+        peak_memory_gb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    )  # fmt: skip
+
+
+def compare_judges(run: Run) -> list[BestOfK]:
+    """Return best-of-K by every judge on the first policy's held-out answers.
+
+    What the reward model and a lot pick out of all K is kept, prompt by prompt, for a paired test.
+    """
+    drawn, plan = held_out_answers(run), run.profile.evaluation
+    before = "round1-sft" if run.profile.order == "paper" else "first"
+    reward_model = load_reward_model(run.path("round1-reward"), run.profile.model, "round1-reward")
+    judged_by = measurements.judge_scores(drawn, reward_model, run.policy(before), run.policy("round1-policy"))
+    for judge in ("reward-model", "random"):
+        values = judged_by[judge.replace("-", " ")]
+        run.folder.once(f"scores-best-of-k-{judge}-chat", PromptScore,
+                        lambda values=values: measurements.picks(drawn, values))  # fmt: skip
+    return measurements.best_of_k(drawn, judged_by, plan.best_of_k)
+
+
+def compare_stages(run: Run, n_rounds: int) -> list[Comparison]:
+    """Return every gain beside its control, corrected as one family."""
+    out: list[Comparison] = []
+
+    def add(name: str, a: str, b: str, metric: Any, skill: str = "all") -> None:
+        out.append(reports.compare(name, run.rows(a), run.rows(b), metric, skill, (a, b)))
+
+    paper = run.profile.order == "paper"
+    for i in range(1, n_rounds + 1):
+        policy = f"round{i}-policy"
+        if paper and run.profile.evaluation.control:
+            for metric, skill in (("greedy", "all"), ("sampled", "all"), ("quality", "conversation")):
+                add(f"round {i}: SFT on selected over SFT on random", f"round{i}-sft", f"round{i}-control", metric, skill)
+        before = f"round{i}-sft" if paper else "first" if i == 1 else f"round{i - 1}-policy"
+        for metric, skill in (("greedy", "all"), ("sampled", "all"), ("quality", "conversation")):
+            add(f"round {i}: DPO over its start", policy, before, metric, skill)
+    if n_rounds > 1:
+        add("last round over round 1", f"round{n_rounds}-policy", "round1-policy", "sampled")
+    for metric, skill in (("greedy", "all"), ("sampled", "all"), ("quality", "conversation")):
+        add("last round over the first policy", f"round{n_rounds}-policy", "first", metric, skill)
+    for skill in SKILLS:
+        add("best of K by the reward model over one by lot", "best-of-k-reward-model", "best-of-k-random", "quality", skill)
+    return reports.holm(out)
+
+
+def before_and_after(run: Run, last: str) -> list[SampleAnswer]:
+    """Return ten test prompts answered by the base, in its own format, and by the last policy."""
+    chosen = [p for i, s in enumerate(SKILLS) for p in [t for t in run.tests if t.skill == s][: 3 if i < 2 else 2]]
+    how = replace(run.profile.sampling, k=1, temperature=0.0)
+    return list(measurements.sample_answers(sample(run.policy(BASE), chosen, how, "base"),
+                                            sample(run.policy(last), chosen, how)))  # fmt: skip
+
+
+def versions() -> tuple[tuple[str, str], ...]:
+    """Return the versions of the packages that decide the figures."""
+    from importlib.metadata import version
+
+    return tuple((p, version(p)) for p in ("torch", "transformers", "trl", "peft", "tokenizers", "pydantic-monty"))
