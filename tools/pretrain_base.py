@@ -13,15 +13,22 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llama3_lab.models import load_policy
+from llama3_lab.pipeline import reports
+from llama3_lab.pipeline.measurements import measure
+from llama3_lab.pipeline.prompts import held_out
+from llama3_lab.profiles import TINY
 from llama3_lab.progress import bar
+from llama3_lab.store import to_json, write_text
 from llama3_lab.tokenizer import train_tokenizer
 from llama3_lab.world.corpus import documents
 
@@ -30,7 +37,7 @@ from llama3_lab.world.corpus import documents
 class Settings:
     """What made the base. documents × about 42 tokens; lengths in tokens; sizes as in LlamaConfig."""
 
-    documents: int = 260_000
+    documents: int = 290_000
     tokenizer_documents: int = 30_000
     vocab_size: int = 640
     hidden_size: int = 128
@@ -169,6 +176,51 @@ def main() -> None:
     args = vars(parser.parse_args())
     out = args.pop("out")
     print(json.dumps(train(Settings(**args), out), indent=2))
+    shutil.rmtree(out / "partial", ignore_errors=True)
+    print(evaluate(out))
+    write_cards(out)
+
+
+def evaluate(out: Path, per_skill: int = 200, samples: int = 16) -> str:
+    """Measure the base on the test prompts, in its own format; write evaluation.json; return a table."""
+    policy = load_policy(out, TINY.model, "base")
+    rows = measure(policy, held_out(per_skill, "test"), replace(TINY.sampling, k=samples), "base")
+    found = reports.evaluate("base, own format", 0, "test", rows, samples)
+    write_text(out / "evaluation.json", json.dumps(to_json(found), indent=1) + "\n")
+    lines = [f"{'skill':<13} {'level':>5}  {'greedy':<28} {'sampled':<28} pass@{samples}"]
+    lines += [f"{s.skill:<13} {s.level or 'all':>5}  {s.greedy!s:<28} {s.sampled!s:<28} {s.at_k}" for s in found.scores]
+    return "\n".join(lines)
+
+
+CARDS = """# Cards: what every file under data/ is, and its digest
+
+Everything here was made by this project's own code from a seed; nothing was downloaded.
+
+## tiny_base
+
+| | |
+|---|---|
+| what | a Llama of {parameters:,} parameters, pre-trained on {tokens:,} tokens of the small world |
+| source | `make base` (tools/pretrain_base.py), settings and corpus digest in settings.json |
+| licence | Apache-2.0, as the code |
+| made for | this course; it knows nothing but the small world, and is wrong by design |
+
+| file | bytes | sha256 |
+|---|---|---|
+{rows}
+"""
+
+
+def write_cards(out: Path) -> None:
+    """Write CARDS.md beside the base's folder: size and sha256 of each of its files."""
+    summary = json.loads((out / "settings.json").read_text())
+    rows = [
+        f"| {out.name}/{f.name} | {f.stat().st_size} | {hashlib.sha256(f.read_bytes()).hexdigest()} |"
+        for f in sorted(out.iterdir())
+        if f.is_file()
+    ]
+    facts = {"parameters": summary["parameters"], "tokens": summary["tokens"], "rows": "\n".join(rows)}
+    write_text(out.parent / "CARDS.md", CARDS.format(**facts))
 
 
 if __name__ == "__main__":

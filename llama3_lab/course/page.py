@@ -15,7 +15,6 @@ from llama3_lab.course import views
 from llama3_lab.records import (
     STRENGTHS,
     Comparison,
-    Evaluation,
     RoundReport,
     RunReport,
     SampleAnswer,
@@ -29,19 +28,19 @@ CSS = """
 *{box-sizing:border-box} html{color-scheme:light dark;-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--plate);color:var(--ink);font:16px/1.55 system-ui,"Segoe UI",Roboto,"Noto Sans",
 "DejaVu Sans",sans-serif}
-main,header,footer{max-width:62rem;margin:0 auto;padding:0 1.25rem}
+main,header,footer{max-width:66rem;margin:0 auto;padding:0 1.25rem}
 header{padding-top:2.5rem} footer{padding-bottom:3rem;color:var(--muted);font-size:.9rem}
-h1{font-size:1.9rem;line-height:1.2;margin:0 0 .3rem} h2{font-size:1.35rem;margin:3rem 0 .6rem;padding-top:.8rem;
-border-top:1px solid var(--rule)} h3{font-size:1.05rem;margin:1.6rem 0 .4rem}
+h1{font-size:1.9rem;line-height:1.2;margin:0 0 .3rem} h2{font-size:1.35rem;margin:3rem 0 .6rem;
+padding-top:.8rem;border-top:1px solid var(--rule)} h3{font-size:1.05rem;margin:1.6rem 0 .4rem}
 p,li{max-width:44rem} .lede{font-size:1.1rem} .quiet,caption,figcaption{color:var(--muted)}
 a{color:var(--blue)} nav ol{columns:2 16rem;padding-left:1.4rem;margin:.4rem 0} nav li{margin:.1rem 0}
 figure{margin:1rem 0} figure svg{display:block;width:100%;height:auto;min-width:40rem}
 figcaption{font-size:.9rem;max-width:44rem;margin-top:.3rem}
 .wide{overflow-x:auto} table{border-collapse:collapse;margin:.8rem 0;font-size:.88rem;
 font-variant-numeric:tabular-nums} caption{text-align:left;padding-bottom:.35rem}
-th,td{text-align:left;padding:.28rem .9rem .28rem 0;border-bottom:1px solid var(--rule);vertical-align:top;
+th,td{text-align:left;padding:.28rem .8rem .28rem 0;border-bottom:1px solid var(--rule);vertical-align:top;
 white-space:nowrap} thead th{border-bottom:2px solid var(--muted)} th{font-weight:600}
-td.text,th.text{white-space:normal;min-width:16rem;max-width:30rem} tbody th{font-weight:500}
+td.text,th.text{white-space:normal;min-width:11rem;max-width:30rem} tbody th{font-weight:500}
 details{margin:.6rem 0} summary{cursor:pointer;color:var(--blue)} summary:focus-visible,a:focus-visible{
 outline:2px solid var(--orange);outline-offset:2px}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--band);padding:.6rem .75rem;border-radius:6px;
@@ -60,15 +59,16 @@ def render_page(run: RunReport) -> str:
     """Return the report of a run as one HTML document; every text from the run is escaped."""
     sections = [(slug, title, body) for slug, title, make in SECTIONS if (body := make(run))]
     contents = "".join(f'<li><a href="#{slug}">{title}</a></li>' for slug, title, _ in sections)
-    body = "".join(f'<section id="{slug}"><h2>{title}</h2>{text}</section>' for slug, title, text in sections)
+    body = "".join(f'<section id="{slug}"><h2>{title}</h2>{text}</section>'
+                   for slug, title, text in sections)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(run.name)}: run report'
         '</title><meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<style>{_theme(views.COLORS)}@media(prefers-color-scheme:dark){{{_theme(DARK)}}}{CSS}</style></head>"
         f'<body><header><h1>{escape(run.name)}</h1><p class="quiet">{escape(_one_line(run))}</p>'
         f'<nav aria-label="Contents"><ol>{contents}</ol></nav></header><main>{body}</main>'
-        "<footer><p>Rates are shares of test prompts with 95 % intervals over prompts; they do not say what "
-        "another training seed would give.</p></footer></body></html>\n")
+        "<footer><p>Rates are means over prompts; their 95 % intervals speak of other prompts of the same "
+        "kind, not of another training seed.</p></footer></body></html>\n")
 
 
 def verdict_words(run: RunReport) -> list[str]:
@@ -77,46 +77,65 @@ def verdict_words(run: RunReport) -> list[str]:
     chain = [(e, s) for e in views.stages(run) if (s := views.score(e)) and not views.is_control(e.stage)]
     if len(chain) > 1:
         (first, a), (last, b) = chain[0], chain[-1]
-        found.append(f"From “{first.stage}” to “{last.stage}”, the share of right answers on the checkable skills "
-                     f"went from {views.brief(a.sampled)} to {views.brief(b.sampled)} sampled at temperature 1, "
-                     f"and from {views.brief(a.greedy)} to {views.brief(b.greedy)} greedy ({b.greedy.n} prompts).")
+        found.append(f"From “{first.stage}” to “{last.stage}”, the share of right answers on the checkable "
+                     f"skills went from {views.brief(a.sampled)} to {views.brief(b.sampled)} sampled at "
+                     f"temperature 1, and from {views.brief(a.greedy)} to {views.brief(b.greedy)} greedy "
+                     f"({b.greedy.n} {last.split} prompts).")
     beside = [c for c in run.comparisons if views.is_control(c.b) or views.is_control(c.a)]
     others = [c for c in run.comparisons if c not in beside]
     if beside:
-        found.append(f"Against a control trained on random answers: {_tally(beside)}.")
+        found.append(f"Beside a control that takes answers at random: {_tally(beside)}.")
     if others:
         found.append(f"{'Of the other gains' if beside else 'Of the gains'} looked for: {_tally(others)}.")
     weak = [c for c in run.comparisons if c.verdict != "inconclusive" and c.p_holm >= 0.05]
     if weak:
-        found.append(f"{len(weak)} of these {'does' if len(weak) == 1 else 'do'} not outlive Holm's correction over "
-                     f"{len(run.comparisons)} tests and should be read as a hint.")
+        names = _joined([f"{c.name} ({c.metric} {c.skill})" for c in weak])
+        found.append(f"Not all of this outlives Holm's correction over {len(run.comparisons)} tests; take as "
+                     f"a hint: {names}.")
     if not run.comparisons:
         found.append("This run made no comparison, so no gain is claimed.")
-    below = sorted({b.split(" picks")[0].removeprefix("On ") for b in views.notes_best_of_k(run)})
+    below: dict[str, list[str]] = {}
+    for skill, judge in views.below_random(run):
+        below.setdefault(judge, []).append(skill)
     if below:
-        found.append(f"Choosing among many answers went wrong for {_joined(below)}: worse than random at some k.")
+        judges = "; ".join(f"the {judge} on {_joined(skills)}" for judge, skills in below.items())
+        found.append(f"At some k the pick among k answers is worse than a random one: {judges}.")
     warned = len(views.warnings(run))
-    found.append(f"{warned or 'No'} health check{'s' * (warned != 1)} warned{' (listed below)' * bool(warned)}.")
+    where = " (listed below)" if warned else ""
+    found.append(f"{warned or 'No'} health check{'s' * (warned != 1)} warned{where}.")
     return found
 
 
 def _tally(comparisons: Sequence[Comparison]) -> str:
+    """Say how many went which way; what is not better is always named, and better ones if few."""
     parts = []
     for verdict in ("better", "worse", "inconclusive"):
         some = [c for c in comparisons if c.verdict == verdict]
+        names = ": " + _joined([f"{c.name} ({c.metric} {c.skill}, {c.difference:+.3f})" for c in some])
+        if len(some) > 3 and verdict == "better":
+            names = f" ({_joined(_ranges(some))})"
         if some:
-            names = _joined([f"{c.name} ({c.metric} {c.skill}, {c.difference:+.3f})" for c in some])
-            parts.append(f"{verdict} in {len(some)} of {len(comparisons)}: {names}")
+            parts.append(f"{verdict} in {len(some)} of {len(comparisons)}{names}")
     return "; ".join(parts)
 
 
+def _ranges(comparisons: Sequence[Comparison]) -> list[str]:
+    """Say from where to where the differences go: rates and quality apart, as their units differ."""
+    found = []
+    for what, quality in (("rates", False), ("quality, in logits,", True)):
+        gains = sorted(c.difference for c in comparisons if (c.metric == "quality") == quality)
+        found += [f"{what} by {gains[0]:+.3f} to {gains[-1]:+.3f}"] if gains else []
+    return found
+
+
 def _joined(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+    return "".join(words) if len(words) < 2 else ", ".join(words[:-1]) + " and " + words[-1]
 
 
 def _one_line(run: RunReport) -> str:
     order = {"paper": "the paper's order", "field_report": "the field report's order"}[run.order]
-    return f"Profile {run.profile}, {run.n_rounds} rounds in {order}, seed {run.seed}, {run.seconds / 60:.1f} minutes"
+    rounds = f"{run.n_rounds} round{'s' * (run.n_rounds != 1)}"
+    return f"Profile {run.profile}, {rounds} in {order}, seed {run.seed}, {run.seconds / 60:.1f} minutes"
 
 
 def _verdict(run: RunReport) -> str:
@@ -128,31 +147,35 @@ def _verdict(run: RunReport) -> str:
 def _what_ran(run: RunReport) -> str:
     order = {"paper": "reward model → rejection sampling → SFT → DPO → averaging",
              "field_report": "SFT → reward model → DPO, winners as preferences"}[run.order]
-    facts = [("profile", f"{run.profile} (settings {run.profile_digest[:12]})"), ("order", f"{run.order}: {order}"),
-             ("seed", str(run.seed)), ("rounds", str(run.n_rounds)), ("time", f"{run.seconds:,.0f} s"),
+    splits = sorted({e.split for e in views.stages(run)})
+    facts = [("profile", f"{run.profile} (settings {run.profile_digest[:12]})"),
+             ("order", f"{run.order}: {order}"), ("seed", str(run.seed)), ("rounds", str(run.n_rounds)),
+             ("measured on", f"{_joined(splits)} prompts"), ("time", f"{run.seconds:,.0f} s"),
              ("sampled", f"{sum(r.tokens for r in run.rounds):,} tokens in the rounds"),
              ("peak memory", f"{run.peak_memory_gb:.2f} GB"), *run.versions]
     rows = [(f"round {r.round}", name, f"{s:,.1f}") for r in run.rounds for name, s in r.seconds]
     listed = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
-    return f"<dl>{listed}</dl>" + _details(
-        "Seconds by stage", _table("Wall time of each stage, in seconds", ("round", "stage", "seconds"), rows))
+    table = _table("Wall time of each stage, in seconds", ("round", "stage", "seconds"), rows)
+    return f"<dl>{listed}</dl>" + _details("Seconds by stage", table)
 
 
 def _chain(run: RunReport) -> str:
     return _figure("chain", "The chain", views.figure_chain(run), views.describe_chain(run),
-                   "Filled marks follow the policy; hollow grey ones are its control, trained on as many answers "
-                   "chosen at random. Each SFT starts from the base again.")
+                   "Filled marks follow the policy; hollow grey ones are its control, trained on as many "
+                   "answers chosen at random. SFT starts from the base in each round, so it may step back.")
 
 
 def _rates(run: RunReport) -> str:
     head = ("stage", "greedy", "sampled", "pass@k", "k", "ended", "tokens")
     rows = [(e.stage, views.brief(s.greedy), views.brief(s.sampled), views.brief(s.at_k), str(e.samples),
-             f"{s.ended.value:.1%}", f"{s.n_tokens:.1f}") for e in views.stages(run) if (s := views.score(e))]
+             f"{s.ended.value:.1%}", f"{s.n_tokens:.1f}")
+            for e in views.stages(run) if (s := views.score(e))]
     levels = "".join(_by_level(run, metric) for metric in ("sampled", "greedy"))
     return (_figure("rates", "Right answers by skill", views.figure_pass_rates(run),
-                    views.describe_pass_rates(run), "Filled circles: sampled at temperature 1. Hollow squares: "
-                    "greedy. Lines are 95 % intervals.")
-            + _table("Checkable skills together, all levels. ended: share of answers closed by <|eot_id|>", head, rows)
+                    views.describe_pass_rates(run), "Filled circles: sampled at temperature 1. Hollow "
+                    "squares: greedy. Lines are 95 % intervals.")
+            + _table("Checkable skills together, all levels. k: samples a prompt; ended: share of answers "
+                     "closed by <|eot_id|>; tokens: mean length of an answer", head, rows)
             + _by_skill(run, "sampled") + _details("Greedy, by skill and stage", _by_skill(run, "greedy"))
             + _details("By level, where each round began and ended", levels))
 
@@ -162,16 +185,17 @@ def _by_skill(run: RunReport, metric: str) -> str:
     rows = [(e.stage, *(_cell(views.score(e, s), metric) for s in skills)) for e in views.stages(run)]
     talks = [f"{s.quality:+.2f}" if (s := views.score(e, "conversation")) else "–" for e in views.stages(run)]
     rows = [(*row, talk) for row, talk in zip(rows, talks, strict=True)]
-    return _table(f"{metric.capitalize()}, by skill, all levels (open skill: share meeting the rubric, and its "
-                  "mean quality in logits)", ("stage", *skills, "quality"), rows)
+    return _table(f"{metric.capitalize()}, by skill, all levels (open skill: share meeting the rubric; "
+                  "quality: its mean true quality, sampled, in logits)", ("stage", *skills, "quality"), rows)
 
 
 def _by_level(run: RunReport, metric: str) -> str:
-    kept = [e for e in (*run.start, *(r.evaluations[-1] for r in run.rounds if r.evaluations))]
+    kept = [*run.start, *(r.evaluations[-1] for r in run.rounds if r.evaluations)]
     spots = dict.fromkeys((s.skill, s.level) for e in kept for s in e.scores if s.level)
     rows = [(f"{skill} {level}", *(_cell(views.score(e, skill, level), metric) for e in kept))
             for skill, level in spots]
-    return _table(f"{metric.capitalize()}, by skill and level", ("skill, level", *(e.stage for e in kept)), rows)
+    head = ("skill, level", *(e.stage for e in kept))
+    return _table(f"{metric.capitalize()}, by skill and level", head, rows)
 
 
 def _cell(score: SkillScore | None, metric: str) -> str:
@@ -187,15 +211,16 @@ def _comparisons(run: RunReport) -> str:
         kinds.append(c.verdict)
     if not rows:
         return "<p>No comparison was made.</p>"
-    star = f'<p class="quiet">{escape(views.HOLM_NOTE)}</p>' if any(r[-1].endswith("*") for r in rows) else ""
-    return _table("Paired differences on the same prompts, with 95 % intervals. Rates: 1.0 is 100 points; quality: "
-                  "logits. Inconclusive: the interval holds zero", head, rows, kinds) + star
+    starred = any(r[-1].endswith("*") for r in rows)
+    star = f'<p class="quiet">{escape(views.HOLM_NOTE)}</p>' if starred else ""
+    return _table("Paired differences on the same prompts, with 95 % intervals. Rates: 1.0 is 100 points; "
+                  "quality: logits. Inconclusive: the interval holds zero", head, rows, kinds) + star
 
 
 def _funnels(run: RunReport) -> str:
-    parts = ["<p>What was left after each step. An answer that was cut off is not finished; one that the checker "
-             "could not read is not decided; a prompt is solved where any answer passed. The open skill has no "
-             "checker: its winners are chosen by reward alone.</p>"]
+    parts = ["<p>What was left after each step. An answer that was cut off is not finished; one that the "
+             "checker could not judge is not decided; a prompt is solved where any answer passed. The open "
+             "skill has no checker to decide.</p>"]
     for r in run.rounds:
         figure = _figure(f"funnel-{r.round}", f"Funnel of round {r.round}", views.figure_funnel(r),
                          views.describe_funnel(r), "Shares are of the first bar in each block.")
@@ -210,11 +235,12 @@ def _funnel_table(r: RoundReport) -> str:
 
 
 def _pairs(run: RunReport) -> str:
+    if not run.rounds:
+        return ""
     names = ("annotated", "edited", "strong", "reward_training", "dpo", "annotator_errors")
     rows = [(f"round {r.round}", *(f"{getattr(r.pairs, n):,}" for n in names)) for r in run.rounds]
-    return rows and _table("Preference pairs: annotated, rated strongly enough, and used. An annotator's error "
-                           "prefers the answer of lower true quality",
-                           ("round", *(n.replace("_", " ") for n in names)), rows) or ""
+    return _table("Annotated, rated strongly enough, and used; annotator errors prefer the answer of lower "
+                  "true quality", ("round", *(n.replace("_", " ") for n in names)), rows)
 
 
 def _agreement(run: RunReport) -> str:
@@ -234,18 +260,19 @@ def _best_of_k(run: RunReport) -> str:
     if not run.best_of_k:
         return ""
     notes = "".join(f"<li>{escape(n)}</li>" for n in views.notes_best_of_k(run))
-    words = ("<p>More answers to choose from help only a judge that knows better. Here some do not: the more they "
-             f"choose from, the more often they find an answer that merely looks good to them.</p><ul>{notes}</ul>"
-             if notes else "<p>No judge falls below random at any k.</p>")
+    words = ("<p>More answers to choose from help only a judge that knows better: a weak one finds, among "
+             "more answers, those that merely look good to it. Worse than a random pick in this run:</p>"
+             f"<ul>{notes}</ul>" if notes else "<p>No judge falls below random at any k.</p>")
     return words + _figure("best", "Best of k", views.figure_best_of_k(run), views.describe_best_of_k(run),
-                           "Exact expectation over all subsets of k of the answers drawn; ties are split evenly.")
+                           "Exact expectation over all subsets of k of the answers drawn; ties split evenly.")
 
 
 def _training(run: RunReport) -> str:
     if not views.curves_by_kind(run):
         return ""
     return _figure("training", "Training curves", views.figure_training_curves(run),
-                   views.describe_training_curves(run), "The dotted line is ln 2, the loss of no preference.")
+                   views.describe_training_curves(run),
+                   "Dotted grey: ln 2, the loss of no preference. Runs of one round share its line style.")
 
 
 def _health(run: RunReport) -> str:
@@ -268,13 +295,14 @@ def _sample(s: SampleAnswer) -> str:
     sides = "".join(
         f'<div><div class="quiet">{when}: <span class="{escape(outcome)}">{escape(outcome)}</span></div>'
         f"<pre>{escape(text) or '(empty)'}</pre></div>"
-        for when, text, outcome in (("before", s.before, s.before_outcome), ("after", s.after, s.after_outcome)))
-    return (f"<h3>{escape(s.skill)}, level {s.level} <span class=\"quiet\">({escape(s.prompt_id)})</span></h3>"
+        for when, text, outcome in (("before", s.before, s.before_outcome),
+                                    ("after", s.after, s.after_outcome)))
+    return (f'<h3>{escape(s.skill)}, level {s.level} <span class="quiet">({escape(s.prompt_id)})</span></h3>'
             f'<pre>{escape(s.question)}</pre><div class="pair">{sides}</div>')
 
 
 def _figure(slug: str, title: str, figure: Figure, twin: str, caption: str) -> str:
-    """Return the figure as SVG: ids made unique, colours handed to the stylesheet, the twin as description."""
+    """Return the figure as SVG: ids unique, colours from the stylesheet, the twin as its description."""
     svg = views.to_svg(figure)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg"):], flags=re.S)
     svg = re.sub(r'\bid="', f'id="{slug}-', svg)
@@ -288,12 +316,14 @@ def _figure(slug: str, title: str, figure: Figure, twin: str, caption: str) -> s
             f"{_details('The same in words', f'<pre>{escape(twin)}</pre>')}</figure>")
 
 
-def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str] = ()) -> str:
-    wordy = {"reason", "comparison"}
+def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]],
+           kinds: Sequence[str] = ()) -> str:
+    wordy = {"reason", "comparison", "a − b"}
     top = "".join(f'<th scope="col"{_text(h in wordy)}>{escape(h)}</th>' for h in head)
     body = ""
     for i, row in enumerate(rows):
-        cells = "".join(f"<td{_text(h in wordy)}>{escape(c)}</td>" for h, c in zip(head[1:], row[1:], strict=True))
+        cells = "".join(f"<td{_text(h in wordy)}>{escape(c)}</td>"
+                        for h, c in zip(head[1:], row[1:], strict=True))
         kind = f' class="{kinds[i]}"' if kinds and kinds[i] else ""
         body += f'<tr{kind}><th scope="row"{_text(head[0] in wordy)}>{escape(row[0])}</th>{cells}</tr>'
     return (f'<div class="wide"><table><caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead>'

@@ -87,7 +87,7 @@ def stages(run: RunReport) -> list[Evaluation]:
 
 
 def is_control(stage: str) -> bool:
-    return "random" in stage.lower()
+    return bool(re.search("random|control", stage.lower()))
 
 
 def score(evaluation: Evaluation, skill: str = "all", level: int = 0) -> SkillScore | None:
@@ -195,22 +195,22 @@ def funnel_by_skill(report_round: RoundReport) -> dict[str, dict[str, int]]:
 
 @styled
 def figure_funnel(report_round: RoundReport) -> ReportFigure:
-    """Draw what is left after each step, by skill: answers on the left, prompts on the right."""
+    """Draw what is left after each step, one column per skill: answers above, prompts below."""
     by_skill = funnel_by_skill(report_round)
-    figure = ReportFigure(figsize=(9.6, 0.6 + 0.95 * max(len(by_skill), 1)), layout="constrained")
-    grid = figure.subplots(max(len(by_skill), 1), 2, sharex="col", squeeze=False)
-    for column, (steps, color) in enumerate(((ANSWERS, "blue"), (PROMPTS, "green"))):
-        most = max((c[steps[0]] for c in by_skill.values()), default=1) or 1
-        for ax, (skill, counts) in zip(grid[:, column], by_skill.items(), strict=False):
-            values = [counts[s] for s in steps]
-            ax.barh(steps, values, color=COLORS[color], height=0.72, alpha=0.88)
+    figure = ReportFigure(figsize=(9.6, 2.7), layout="constrained")
+    grid = figure.subplots(2, max(len(by_skill), 1), sharey="row", squeeze=False, height_ratios=(4, 3))
+    for row, (steps, color) in enumerate(((ANSWERS, "blue"), (PROMPTS, "green"))):
+        for ax, (skill, counts) in zip(grid[row], by_skill.items(), strict=False):
+            values, most = [counts[s] for s in steps], counts[steps[0]] or 1
+            ax.barh(range(len(steps)), values, color=COLORS[color], height=0.74)
             for i, value in enumerate(values):
-                share = f"  ({value / values[0]:.0%})" if i and values[0] else ""
-                ax.text(value + 0.012 * most, i, f"{value:,}{share}", va="center", fontsize=8.5)
-            ax.set(xlim=(0, 1.28 * most), xticks=(), title=_title(skill) if column == 0 else "")
-            ax.invert_yaxis()
+                share = f" ({value / most:.0%})" if i else ""
+                ax.text(value + 0.03 * most, i, f"{value:,}{share}", va="center", fontsize=8.5)
+            ax.set(xlim=(0, 1.75 * most), xticks=(), title="" if row else _title(skill))
+            ax.set_yticks(range(len(steps)), steps)
+            ax.set_ylim(len(steps) - 0.5, -0.5)
             ax.grid(visible=False)
-            ax.spines[["bottom", "left"]].set_visible(False)
+            ax.spines["bottom"].set_visible(False)
     return figure
 
 
@@ -236,7 +236,7 @@ def figure_best_of_k(run: RunReport) -> ReportFigure:
         curves = [b for b in run.best_of_k if b.skill == skill]
         for i, b in enumerate(curves):
             color, marker, line = JUDGES.get(b.judge, ("muted", "x", "-"))
-            spread = 2.0 ** (0.09 * (i - (len(curves) - 1) / 2))  # apart, so that intervals can be told apart
+            spread = 2.0 ** (0.07 * (i - (len(curves) - 1) / 2))  # apart, so that intervals can be told apart
             handles[b.judge] = _dots(ax, np.array(b.ks) * spread, b.rates, color=COLORS[color], marker=marker,
                                      linestyle=line, markersize=4.5)
         ks = sorted({k for b in curves for k in b.ks})
@@ -251,23 +251,33 @@ def figure_best_of_k(run: RunReport) -> ReportFigure:
     return figure
 
 
+def below_random(run: RunReport) -> dict[tuple[str, str], tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return, by (skill, judge): the ks where a judge picks worse than random, and of these the sure ones.
+
+    Sure: the whole interval of the judge lies below the rate of "random". Judges that never fall below
+    are left out.
+    """
+    coins = {b.skill: dict(zip(b.ks, b.rates, strict=True)) for b in run.best_of_k if b.judge == "random"}
+    found = {}
+    for b in run.best_of_k:
+        coin = coins.get(b.skill, {}) if b.judge != "random" else {}
+        both = [(k, r) for k, r in zip(b.ks, b.rates, strict=True) if k in coin]
+        below = tuple(k for k, r in both if r.value < coin[k].value - 1e-9)
+        if below:
+            found[b.skill, b.judge] = below, tuple(k for k, r in both if r.high < coin[k].value)
+    return found
+
+
 def notes_best_of_k(run: RunReport) -> list[str]:
     """Return one sentence per judge that picks worse than chance at some k, computed from the curves."""
     notes = []
-    for b in run.best_of_k:
-        chance = next((c for c in run.best_of_k if (c.skill, c.judge) == (b.skill, "random")), None)
-        if chance is None or b.judge == "random":
-            continue
-        coin = dict(zip(chance.ks, chance.rates, strict=True))
-        below = [(k, r) for k, r in zip(b.ks, b.rates, strict=True)
-                 if k in coin and r.value < coin[k].value - 1e-9]
-        sure = [(k, r) for k, r in below if r.high < coin[k].value]
-        if below:
-            k, r = (sure or below)[0]
-            weight = "its whole interval is below" if sure else "chance stays inside its interval"
-            notes.append(f"On {b.skill}, the {b.judge} picks worse than random at k = "
-                         f"{', '.join(str(k) for k, _ in below)}: {r} at k = {k} against {coin[k].value:.3f} "
-                         f"for random ({weight}).")
+    rates = {(b.skill, b.judge, k): r for b in run.best_of_k for k, r in zip(b.ks, b.rates, strict=True)}
+    for (skill, judge), (below, sure) in below_random(run).items():
+        k = (sure or below)[-1]
+        weight = "its whole interval is below" if sure else "its interval still holds random's rate"
+        notes.append(f"On {skill}, the {judge} picks worse than random at k = {', '.join(map(str, below))}: "
+                     f"{brief(rates[skill, judge, k])} at k = {k}, random "
+                     f"{rates[skill, 'random', k].value:.2f} ({weight}).")
     return notes
 
 
@@ -284,31 +294,32 @@ def curves_by_kind(run: RunReport) -> dict[tuple[str, str], list[Curve]]:
     """Return all training curves of a run by (stage without its round, metric), in order of appearance."""
     found: dict[tuple[str, str], list[Curve]] = {}
     for curve in dict.fromkeys((*run.curves, *(c for r in run.rounds for c in r.curves))):
-        kind = re.sub(r"\b(round|run)\s+\d+\b", "", curve.stage)
-        found.setdefault((" ".join(kind.split()) or curve.stage, curve.metric), []).append(curve)
+        kind = re.sub(r"\b(round|run) ?\d+\b|-\d+$", "", curve.stage).strip(" -,")
+        found.setdefault((kind or curve.stage, curve.metric), []).append(curve)
     return found
 
 
 @styled
 def figure_training_curves(run: RunReport) -> ReportFigure:
-    """Draw each metric of each kind of training, one line per round and run."""
+    """Draw each metric of each kind of training, one line style per round."""
     panels = curves_by_kind(run)
     rows = max(1, -(-len(panels) // 3))
     figure = ReportFigure(figsize=(9.6, 2.35 * rows), layout="constrained")
     axes = figure.subplots(rows, 3, squeeze=False).ravel()
     for ax, ((kind, metric), curves) in zip(axes, panels.items(), strict=False):
-        for i, curve in enumerate(curves):
+        rounds = list(dict.fromkeys(_round_of(c.stage) for c in curves))
+        for curve in curves:  # runs of one round share its line; the twin tells them apart
+            i = rounds.index(_round_of(curve.stage))
             color, line = ROUND_LINES[i % len(ROUND_LINES)]
-            names = re.findall(r"\b(?:round|run)\s+\d+\b", curve.stage)
-            ax.plot(curve.steps, curve.values, color=COLORS[color], linestyle=line, linewidth=1.3,
-                    label=", ".join(names) or None)
-        if metric == "loss" and re.search("reward|dpo", kind):
+            name = rounds[i] if curve == next(c for c in curves if _round_of(c.stage) == rounds[i]) else ""
+            ax.plot(curve.steps, curve.values, color=COLORS[color], linestyle=line, linewidth=1.2, label=name)
+        if metric == "preference loss" or (metric == "loss" and "reward" in kind):
             ax.axhline(np.log(2), color=COLORS["gray"], linewidth=0.9, linestyle=(0, (1, 2)), label="ln 2")
         ax.set_title(f"{_title(kind)}: {metric}")
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.margins(x=0.02)
         if ax.get_legend_handles_labels()[1]:
-            ax.legend(fontsize=7.5, ncols=2 if len(curves) > 3 else 1, handlelength=2.6)
+            ax.legend(fontsize=7.5, ncols=2 if len(rounds) > 3 else 1, handlelength=2.6)
     for ax in axes[len(panels):]:
         ax.set_visible(False)
     figure.supxlabel("optimizer step", fontsize=9, color=COLORS["muted"])
@@ -343,7 +354,9 @@ def table_stages(run: RunReport) -> str:
     parts.append(_aligned(("stage", *skills), by_skill, 22))
     if run.comparisons:
         titles = ("paired, on the same prompts", "metric, skill", "difference", "p_holm", "verdict")
-        parts += [_aligned(titles, [comparison_cells(c) for c in run.comparisons], 30), HOLM_NOTE]
+        cells = [comparison_cells(c) for c in run.comparisons]
+        parts.append(_aligned(titles, cells, 100))
+        parts += [HOLM_NOTE] if any(c[-1].endswith("*") for c in cells) else []
     warned = warnings(run)
     parts.append("\n".join(warned) if warned else "Health checks: all PASS.")
     return "\n".join(textwrap.fill(p, 100, subsequent_indent="  ") if "\n" not in p else p for p in parts)
@@ -373,9 +386,9 @@ def warnings(run: RunReport) -> list[str]:
 # --- shared strokes
 
 def _aligned(head: Sequence[str], body: Sequence[Sequence[str]], first: int) -> str:
-    """Align columns, two spaces apart; the first is `first` wide at most and wraps."""
+    """Align columns, two spaces apart, in 100; the first is at most `first` wide and wraps."""
     widths = [max(len(str(r[i])) for r in (head, *body)) for i in range(len(head))]
-    widths[0] = min(first, widths[0])
+    widths[0] = max(12, min(first, widths[0], 100 - sum(widths[1:]) - 2 * (len(head) - 1)))
     lines = []
     for row in (head, *body):
         wrapped = textwrap.wrap(row[0], widths[0]) or [""]
@@ -424,6 +437,10 @@ def _control_spot(stage: str, spots: dict[str, int]) -> float:
 def _short(stage: str) -> str:
     name = re.sub(r"^round \d+\s*", "", stage)
     return re.sub(r"\b(sft|dpo)\b", lambda m: m[0].upper(), name).replace(" ", "\n", 1)
+
+
+def _round_of(stage: str) -> str:
+    return f"round {found[1]}" if (found := re.search(r"\bround ?(\d+)", stage)) else ""
 
 
 def _title(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
@@ -16,27 +17,43 @@ TEST_SEED = 20_24_07  # the test and validation prompts are the same in every ru
 N_GRAM = 8
 
 
-def draw_prompts(per_skill: int, split: Split, seed: int, label: str, skills: Sequence[str] = SKILLS) -> list[Prompt]:
+def draw_prompts(per_skill: int, split: Split, seed: int, label: str, avoid: Sequence[Prompt] = ()) -> list[Prompt]:
     """Return `per_skill` prompts of each skill, levels in equal parts, all texts different.
 
-    label: the first part of every id, e.g. "round1". Order: shuffled, by the seed.
+    Where a level has no text left (one-step programs are few), the others fill up. label: the first
+    part of every id, e.g. "round1". avoid: test prompts; what overlaps them is drawn again. Order:
+    shuffled, by the seed.
+
+    Raises:
+        ValueError: if the skill has fewer different texts than that in this split.
     """
-    rng, out, seen = Random(f"{seed}-{label}-{split}"), [], set()
-    for skill in skills:
-        n, tries = 0, 0
+    rng, out, seen, index = Random(f"{seed}-{label}-{split}"), [], set(), LeakIndex(avoid)
+    for skill in SKILLS:
+        levels, n = list(LEVELS), 0
         while n < per_skill:
-            level = LEVELS[n % len(LEVELS)]
-            prompt = make_prompt(rng, skill, level, split, f"{label}-{skill}-{n:04d}")
-            tries += 1
-            if prompt.text in seen:
-                if tries > 200 * per_skill:
-                    raise ValueError(f"the world has fewer than {per_skill} different {skill} prompts in {split}")
+            level = levels[n % len(levels)]
+            new = _new_prompt(rng, (skill, level, split), f"{label}-{skill}-{n:04d}", seen)
+            if new is not None and index.leaks(new):
                 continue
-            seen.add(prompt.text)
-            out.append(prompt)
-            n += 1
+            if new is not None:
+                out.append(new)
+                n += 1
+            elif len(levels) > 1:
+                levels.remove(level)
+            else:
+                raise ValueError(f"the world has fewer than {per_skill} different {skill} prompts in {split}; ask for fewer")
     rng.shuffle(out)
     return out
+
+
+def _new_prompt(rng: Random, kind: tuple[str, int, Split], name: str, seen: set[str]) -> Prompt | None:
+    """Return a prompt whose text is not in `seen` (and put it there), or None where 300 tries find none."""
+    for _ in range(300):
+        prompt = make_prompt(rng, *kind, name)
+        if prompt.text not in seen:
+            seen.add(prompt.text)
+            return prompt
+    return None
 
 
 def held_out(per_skill: int, split: Split) -> list[Prompt]:
@@ -77,33 +94,40 @@ def n_grams(text: str) -> set[tuple[str, ...]]:
     return {tuple(w[i : i + N_GRAM]) for i in range(len(w) - N_GRAM + 1)}
 
 
-def find_leaks(train: Iterable[Prompt], test: Sequence[Prompt], share: float = 0.5) -> list[tuple[Prompt, Prompt, str]]:
+class LeakIndex:
+    """The texts and 8-grams of test prompts, indexed, to hold other prompts against."""
+
+    def __init__(self, test: Sequence[Prompt], share: float = 0.5) -> None:
+        self.share = share
+        self.exact = {tuple(words(t.text)): t for t in test}
+        self.n_grams = {t.id: len(n_grams(t.text)) for t in test}
+        self.holders: dict[tuple[str, ...], list[Prompt]] = {}
+        for t in test:
+            for gram in n_grams(t.text):
+                self.holders.setdefault(gram, []).append(t)
+
+    def leaks(self, prompt: Prompt) -> list[tuple[Prompt, str]]:
+        """Return the test prompts that this prompt overlaps, each with the reason."""
+        if (same := self.exact.get(tuple(words(prompt.text)))) is not None:
+            return [(same, "the same words")]
+        shared = Counter(t.id for gram in n_grams(prompt.text) for t in self.holders.get(gram, ()))
+        by_id = {t.id: t for gram in n_grams(prompt.text) for t in self.holders.get(gram, ())}
+        return [
+            (by_id[i], f"{n} of its {self.n_grams[i]} 8-grams")
+            for i, n in shared.items()
+            if n > self.share * self.n_grams[i]
+        ]
+
+
+def find_leaks(train: Iterable[Prompt], test: Sequence[Prompt]) -> list[tuple[Prompt, Prompt, str]]:
     """Return (train prompt, test prompt, why) for every overlap, exact or by 8-grams.
 
-    Exact: the same words. 8-gram: one training prompt holds more than `share` of a test prompt's
+    Exact: the same words. 8-gram: one training prompt holds more than half of a test prompt's
     8-grams (the paper counts 8-gram overlap against a threshold too, §5.1.4). A bare shared 8-gram is
     no leak here: a small world repeats its phrases.
     """
-    exact = {tuple(words(t.text)): t for t in test}
-    grams = {t.id: n_grams(t.text) for t in test}
-    holders: dict[tuple[str, ...], list[Prompt]] = {}
-    for t in test:
-        for gram in grams[t.id]:
-            holders.setdefault(gram, []).append(t)
-    leaks = []
-    for prompt in train:
-        if (same := exact.get(tuple(words(prompt.text)))) is not None:
-            leaks.append((prompt, same, "the same words"))
-            continue
-        shared: dict[str, int] = {}
-        by_id = {}
-        for gram in n_grams(prompt.text):
-            for t in holders.get(gram, ()):
-                shared[t.id], by_id[t.id] = shared.get(t.id, 0) + 1, t
-        leaks += [
-            (prompt, by_id[i], f"{n} of {len(grams[i])} 8-grams") for i, n in shared.items() if n > share * len(grams[i])
-        ]
-    return leaks
+    index = LeakIndex(test)
+    return [(prompt, t, why) for prompt in train for t, why in index.leaks(prompt)]
 
 
 def refuse_leaks(train: Sequence[Prompt], test: Sequence[Prompt]) -> None:

@@ -133,16 +133,14 @@ def round_prompts(run: Run, asked: Sequence[Prompt], number: int) -> list[Prompt
     if asked:
         return list(asked)
     seed = seed_of(run.profile, "prompts")
-    prompts = draw_prompts(run.profile.data.train_prompts // len(SKILLS), "train", seed, f"round{number}")
-    refuse_leaks(prompts, run.tests)
-    return prompts
+    return draw_prompts(run.profile.data.train_prompts // len(SKILLS), "train", seed, f"round{number}", run.tests)
 
 
 def begin(run: Run) -> tuple[Evaluation, ...]:
     """Make round zero: the first policy and its sibling, SFT on written demonstrations, flaws included."""
     rng = Random(seed_of(run.profile, "demonstrations"))
-    prompts = draw_prompts(run.profile.data.demonstrations // len(SKILLS), "train", rng.randrange(2**31), "written")
-    refuse_leaks(prompts, run.tests)
+    per_skill = run.profile.data.demonstrations // len(SKILLS)
+    prompts = draw_prompts(per_skill, "train", rng.randrange(2**31), "written", run.tests)
     written = [Demonstration(p, write(p, rng), "written") for p in prompts]
     run.sft("first", written)
     run.sft("sibling", written)

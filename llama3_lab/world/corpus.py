@@ -14,8 +14,8 @@ from llama3_lab.records import Prompt, Split
 from llama3_lab.world import arithmetic, conversation, orderings, programs
 
 WORLD = {"arithmetic": arithmetic, "programs": programs, "orderings": orderings, "conversation": conversation}
-MIX = {"arithmetic": 0.36, "programs": 0.20, "orderings": 0.32, "conversation": 0.12}
-LEVELS = {1: 0.50, 2: 0.30, 3: 0.20}
+MIX = {"arithmetic": 0.36, "programs": 0.18, "orderings": 0.36, "conversation": 0.10}
+LEVELS = {1: 0.45, 2: 0.30, 3: 0.25}
 
 
 def make_prompt(rng: Random, skill: str, level: int, split: Split, name: str = "") -> Prompt:

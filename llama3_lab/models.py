@@ -1,0 +1,311 @@
+"""Policies and reward models: loading (the only `from_pretrained`), the chat template, adapters.
+
+Shapes: `B` rows, `T` tokens, `D` width, `V` vocabulary.
+
+A base's special tokens. Llama 3's base has rows for `<|start_header_id|>` and its kin, but no text
+ever held them: their embeddings are noise and the output layer has learned never to say them. With
+those rows, finetuning on the chat template learns little. `prepare_special_rows` puts that right in
+the open, before the first finetuning only; its docstring says what it does to which row.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from llama3_lab.profiles import Lora, Model
+from llama3_lab.tokenizer import CHAT_TEMPLATE
+from llama3_lab.world.corpus import base_text
+
+Style = Literal["chat", "base"]
+END_OF_TURN = "<|eot_id|>"
+PAD = "<|finetune_right_pad_id|>"
+# What each token that opens or ends a turn is made to look like: "<start>user<end>\n\n" reads as
+# "\n\nuser:\n\n", the turn's end as the text's end.
+LOOK_ALIKES = {
+    "<|start_header_id|>": "\n\n",
+    "<|end_header_id|>": ":",
+    "<|eot_id|>": "<|end_of_text|>",
+    "<|eom_id|>": "<|end_of_text|>",
+}
+ROLE_LOOK_ALIKES = {"user": "Q", "assistant": "A"}
+TRAINED_SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>")
+NOISE = 0.1  # of the trained rows' standard deviation, so that two copies of one row differ
+STAND_IN = "data/tiny_base"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A causal language model in eval mode, its tokenizer, and the name that its answers carry."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A sequence classifier with one output, the reward in logits, in eval mode."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+
+
+def load_policy(path: str | Path, settings: Model, name: str = "") -> Policy:
+    """Return the policy in a folder (or on the hub); sets the number of threads.
+
+    Raises:
+        ValueError: if there is no such folder, it holds no model, the weights need a licence, or
+            they are neither on this machine nor within reach.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer = _load(AutoModelForCausalLM, path, settings)
+    return Policy(model, tokenizer, name or Path(path).name)
+
+
+def load_reward_model(path: str | Path, settings: Model, name: str = "") -> RewardModel:
+    """Return the reward model in a folder (or on the hub); sets the number of threads.
+
+    Raises:
+        ValueError: as `load_policy`; and if the folder holds a model without a reward head.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    model, tokenizer = _load(AutoModelForSequenceClassification, path, settings, num_labels=1)
+    if not any("SequenceClassification" in a for a in model.config.architectures or ()):
+        raise ValueError(f"{path}: holds a language model, not a reward model; train_reward() makes one")
+    return RewardModel(model, tokenizer, name or Path(path).name)
+
+
+def new_reward_model(path: str | Path, settings: Model, seed: int) -> RewardModel:
+    """Return the policy at `path` with a new reward head instead of its output layer.
+
+    The head is drawn from `seed`, so small that first rewards lie near 0 (a first loss near log 2).
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    model, tokenizer = _load(AutoModelForSequenceClassification, path, settings, num_labels=1)
+    noise_D = torch.randn(model.score.weight.shape, generator=torch.Generator().manual_seed(seed))
+    model.score.weight.data.copy_(noise_D * 0.01)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return RewardModel(model, tokenizer, Path(path).name)
+
+
+def _load(kind: Any, path: str | Path, settings: Model, **more: Any) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
+
+    where = _check_path(str(path))
+    torch.set_num_threads(settings.threads)
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where)
+            model = kind.from_pretrained(where, dtype=getattr(torch, settings.dtype), **more)
+        except OSError as error:
+            raise ValueError(_explain(where, error)) from error
+    return model.to(settings.device).eval(), _complete(tokenizer, where)
+
+
+def _check_path(path: str) -> str:
+    """Return the path, or raise where it can be neither a model's folder nor a hub id."""
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{path}: no config.json there, so no model; name the folder of a finished checkpoint")
+        return path
+    if folder.parent.is_dir() and str(folder.parent) != "." or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
+        raise ValueError(f"{path}: no such folder; set model.path to a model's folder or to a hub id (owner/name)")
+    return path
+
+
+def _explain(where: str, error: BaseException) -> str:
+    """Return one line for a failed load: what happened, and what to do."""
+    causes: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(causes) < 8:
+        causes.append(f"{type(cause).__name__} {cause}")
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(causes)
+    if re.search(r"GatedRepo|gated repo|\b401\b|\b403\b", text):
+        return (
+            f"{where}: these weights need a licence (or the name is wrong): accept it on the model's page at "
+            f"huggingface.co/{where}, then set HF_TOKEN to a token of that account; "
+            f"or set model.path={STAND_IN}, which needs neither"
+        )
+    if re.search(r"Offline|LocalEntryNotFound|IncompleteSnapshot|onnect", text):
+        return f"{where}: not on this machine, and the hub is out of reach; download it first or set model.path={STAND_IN}"
+    return f"{where}: cannot be loaded: {str(error).strip().splitlines()[0][:200]}"
+
+
+def _complete(tokenizer: Any, where: str) -> Any:
+    """Return the tokenizer with Llama 3.1's pad token and chat template where a base lacks them."""
+    known = tokenizer.get_vocab()
+    missing = [t for t in (*LOOK_ALIKES, *TRAINED_SPECIAL) if t not in known]
+    if missing:
+        raise ValueError(f"{where}: its tokenizer has no {missing[0]}; use a model with Llama 3.1's special tokens")
+    if tokenizer.pad_token is None and PAD in known:
+        tokenizer.pad_token = PAD
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what transformers, PEFT, TRL and datasets print about themselves, and only inside."""
+    import logging
+
+    from transformers.utils import logging as hf
+
+    level, chatty = hf.get_verbosity(), hf.is_progress_bar_enabled()
+    others = [logging.getLogger(n) for n in ("trl", "peft", "datasets", "accelerate")]
+    levels = [o.level for o in others]
+    hf.set_verbosity_error()
+    hf.disable_progress_bar()
+    for o in others:
+        o.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf.set_verbosity(level)
+        if chatty:
+            hf.enable_progress_bar()
+        for o, before in zip(others, levels, strict=True):
+            o.setLevel(before)
+
+
+def encode_prompt(tokenizer: Any, prompt_text: str, style: Style = "chat") -> list[int]:
+    """Return a prompt's token ids, begin-of-text first, up to where the answer begins.
+
+    chat: the template with the assistant's header. base: the corpus's "Q:" and "A:" form.
+    """
+    if style == "chat":
+        messages = [{"role": "user", "content": prompt_text}]
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    if style == "base":
+        return [tokenizer.bos_token_id, *tokenizer(base_text(prompt_text, ""), add_special_tokens=False).input_ids]
+    raise ValueError(f"style is {style!r}; use 'chat' or 'base'")
+
+
+def encode_answers(tokenizer: Any, texts: Sequence[str], style: Style = "chat") -> list[list[int]]:
+    """Return the answers' token ids, each with its closing token: <|eot_id|>, or in base style end-of-text."""
+    end = stop_ids(tokenizer, style)[0]
+    return [[*ids, end] for ids in tokenizer(list(texts), add_special_tokens=False).input_ids] if texts else []
+
+
+def stop_ids(tokenizer: Any, style: Style = "chat") -> list[int]:
+    """Return the ids that end an answer; the one that this project teaches comes first."""
+    names = (END_OF_TURN, "<|eom_id|>", "<|end_of_text|>") if style == "chat" else ("<|end_of_text|>",)
+    return [tokenizer.convert_tokens_to_ids(n) for n in names]
+
+
+def untrained_ids(tokenizer: Any) -> list[int]:
+    """Return the ids taken as untrained in a base: every special token but begin- and end-of-text."""
+    ids = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    return sorted(i for i, content in ids.items() if content not in TRAINED_SPECIAL)
+
+
+def prepare_special_rows(model: Any, tokenizer: Any, seed: int) -> None:
+    """Give the untrained tokens of a base's chat format rows from which finetuning can start; in place.
+
+    Tokens in LOOK_ALIKES: embedding and output row become copies of a trained token's rows, plus
+    noise of a tenth of the trained rows' spread. The other untrained ones (`untrained_ids`: pad,
+    reserved, python_tag, ...): the embedding becomes the mean trained row plus such noise; the
+    output row stays, since nobody should say them. A role word that is a single token and that the
+    corpus never held (its embedding is as short as the special tokens') is treated like a
+    LOOK_ALIKES token. A reward model has no output rows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    untrained = untrained_ids(tokenizer)
+    trained = torch.ones(len(tokenizer), dtype=torch.bool)
+    trained[untrained] = False
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    copies = {**LOOK_ALIKES, **_unseen_roles(embedding.weight.data, trained, tokenizer)}
+    rest = [i for i in untrained if tokenizer.convert_ids_to_tokens(i) not in copies]
+    for layer in [embedding, *([head] if head is not None else [])]:
+        rows_VD = layer.weight.data[: len(tokenizer)]
+        mean_D, spread_D = rows_VD[trained].mean(0), rows_VD[trained].std(0)
+        plan = {tokenizer.convert_tokens_to_ids(t): rows_VD[_last_id(tokenizer, like)] for t, like in copies.items()}
+        if layer is embedding:
+            plan |= dict.fromkeys(rest, mean_D)
+        for i, row_D in plan.items():
+            noise_D = torch.randn(row_D.shape, generator=generator).to(row_D)
+            rows_VD[i] = row_D + noise_D * spread_D * NOISE
+
+
+def _last_id(tokenizer: Any, text: str) -> int:
+    return tokenizer(text, add_special_tokens=False).input_ids[-1]
+
+
+def _unseen_roles(rows_VD: Tensor, trained: Tensor, tokenizer: Any) -> dict[str, str]:
+    """Return the role words whose embeddings are nearer in length to the untrained rows than to the trained."""
+    norms_V = rows_VD[: len(tokenizer)].float().norm(dim=1)
+    halfway = (norms_V[~trained].median() + norms_V[trained].median()) / 2
+    whole = {w: like for w, like in ROLE_LOOK_ALIKES.items() if w in tokenizer.get_vocab()}
+    return {w: like for w, like in whole.items() if norms_V[_last_id(tokenizer, w)] < halfway}
+
+
+def lora_config(how: Lora, task: Literal["CAUSAL_LM", "SEQ_CLS"], modules_to_save: Sequence[str] = ()) -> Any:
+    """Return PEFT's LoRA settings: every linear layer of every block, no dropout."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=how.r, lora_alpha=how.alpha, lora_dropout=0.0, bias="none", task_type=task,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        modules_to_save=list(modules_to_save) or None,
+    )  # fmt: skip
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad: int, device: Any = "cpu") -> tuple[Tensor, Tensor]:
+    """Return ids_BT, right-padded, and its attention mask (1 on tokens)."""
+    width = max(map(len, rows))
+    ids_BT = torch.tensor([[*r, *[pad] * (width - len(r))] for r in rows], device=device)
+    mask_BT = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=device)
+    return ids_BT, mask_BT
+
+
+def answer_logprobs(
+    policy: Policy, rows: Sequence[tuple[str, str]], style: Style = "chat", batch_size: int = 64
+) -> list[float]:
+    """Return, for each (prompt text, answer text), the summed log-probability of the answer, in nats.
+
+    The closing <|eot_id|> (base style: end-of-text) counts. Same length and order as `rows`; each ≤ 0.
+    """
+    known = {text: encode_prompt(policy.tokenizer, text, style) for text, _ in dict.fromkeys(rows)}
+    answers = encode_answers(policy.tokenizer, [a for _, a in rows], style)
+    encoded = [(known[text], ids) for (text, _), ids in zip(rows, answers, strict=True)]
+    order = sorted(range(len(rows)), key=lambda i: len(encoded[i][0]) + len(encoded[i][1]))
+    out = [0.0] * len(rows)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        for i, value in zip(batch, _sum_logprobs(policy, [encoded[i] for i in batch]), strict=True):
+            out[i] = value
+    return out
+
+
+@torch.inference_mode()
+def _sum_logprobs(policy: Policy, batch: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+    model = policy.model
+    ids_BT, mask_BT = pad_rows([p + a for p, a in batch], policy.tokenizer.pad_token_id, model.device)
+    answer_BT = mask_BT.bool()
+    for row, (prompt, _) in enumerate(batch):
+        answer_BT[row, : len(prompt)] = False
+    hidden_BTD = model.model(ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+    # Only the positions that predict an answer token go through the output layer.
+    logits_NV = model.lm_head(hidden_BTD[:, :-1][answer_BT[:, 1:]]).float()
+    nll_N = torch.nn.functional.cross_entropy(logits_NV, ids_BT[:, 1:][answer_BT[:, 1:]], reduction="none")
+    owner_N = answer_BT[:, 1:].nonzero()[:, 0]
+    sums_B = torch.zeros(len(batch), device=nll_N.device).index_add_(0, owner_N, nll_N)
+    return (-sums_B).tolist()

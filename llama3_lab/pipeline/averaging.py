@@ -1,0 +1,54 @@
+"""average(): the models of one stage, averaged (§4.1.5: runs that differ in data or settings).
+
+Averaging LoRA factors would not average models: mean(B) @ mean(A) is not mean(B @ A). The factors
+are put side by side instead (PEFT's combination_type "cat"), each weighted 1/n, and the sum of
+their products is the mean of the weight updates exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llama3_lab.models import load_policy, quiet
+from llama3_lab.profiles import Model
+
+
+def average(adapter_folders: Sequence[Path], parent: Path, out: Path, settings: Model) -> None:
+    """Write to `out` the parent policy with the mean of the adapters' weight updates, merged.
+
+    One adapter gives that adapter's model.
+
+    Raises:
+        ValueError: if there is no adapter, or one trained whole modules beside its LoRA factors
+            (the first SFT does), which have no place in a sum of products.
+    """
+    from peft import PeftModel
+
+    if not adapter_folders:
+        raise ValueError(f"{out}: no adapters to average; name at least one")
+    for folder in adapter_folders:
+        _check_adapter(Path(folder))
+    policy = load_policy(parent, settings)
+    names = [f"run{i}" for i in range(len(adapter_folders))]
+    with quiet():
+        model: Any = PeftModel.from_pretrained(policy.model, adapter_folders[0], adapter_name=names[0])
+        for name, folder in zip(names[1:], adapter_folders[1:], strict=True):
+            model.load_adapter(folder, adapter_name=name)
+        model.add_weighted_adapter(names, [1 / len(names)] * len(names), "mean", combination_type="cat")
+        model.set_adapter("mean")
+        merged = model.merge_and_unload(adapter_names=["mean"])
+        merged.save_pretrained(out)
+        policy.tokenizer.save_pretrained(out)
+
+
+def _check_adapter(folder: Path) -> None:
+    file = folder / "adapter_config.json"
+    try:
+        whole = json.loads(file.read_text()).get("modules_to_save")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: no adapter there ({error}); name a stage's adapter folder") from error
+    if whole:
+        raise ValueError(f"{folder}: trained {', '.join(whole)} as a whole; only plain LoRA adapters can be averaged")

@@ -1,0 +1,71 @@
+"""check(): did a training do what a healthy one does? PASS or WARN, with the figure and the reason.
+
+A WARN stops nothing: it stands in the report, beside the curve that it was read from. "Start" and
+"end" are means over the first and the last quarter of the steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+from llama3_lab.records import Curve, HealthCheck
+
+LN2_TOLERANCE = 0.05  # nats; a pairwise loss starts at ln 2 where nothing is preferred yet
+COLLAPSE_SHARE = 0.25  # of the chosen answers' cost at the start, in nats
+
+
+def check(stage: str, curves: Sequence[Curve], cut: int, answers: int) -> tuple[HealthCheck, ...]:
+    """Return the checks that the stage's curves allow. cut: answers of `answers` that max_length cut off."""
+    by_metric = {c.metric: c.values for c in curves}
+    out = [_nothing_cut(stage, cut, answers)]
+    if "reward margin" in by_metric:
+        out += [_starts_at_ln2(stage, "first reward loss", by_metric["loss"]),
+                _rises(stage, "reward margin", by_metric["reward margin"])]  # fmt: skip
+    elif "implicit reward margin" in by_metric:
+        out += [_starts_at_ln2(stage, "first DPO loss", by_metric["preference loss"]),
+                _rises(stage, "implicit reward margin", by_metric["implicit reward margin"]),
+                _no_collapse(stage, by_metric["chosen logp"])]  # fmt: skip
+    else:
+        out.append(_falls(stage, "SFT loss", by_metric["loss"]))
+    return tuple(out)
+
+
+def _check(stage: str, name: str, good: bool, value: float, reason: str) -> HealthCheck:
+    return HealthCheck(stage, name, "PASS" if good else "WARN", value, reason)
+
+
+def start_and_end(values: Sequence[float]) -> tuple[float, float]:
+    """Return the means over the first and over the last quarter (at least one step each)."""
+    quarter = max(1, len(values) // 4)
+    return fmean(values[:quarter]), fmean(values[-quarter:])
+
+
+def _nothing_cut(stage: str, cut: int, answers: int) -> HealthCheck:
+    share = cut / max(1, answers)
+    return _check(stage, "answers fit max_length", cut == 0, share, f"{cut} of {answers} answers were cut off in training")
+
+
+def _starts_at_ln2(stage: str, name: str, losses: Sequence[float]) -> HealthCheck:
+    good = abs(losses[0] - math.log(2)) <= LN2_TOLERANCE
+    reason = f"{losses[0]:.3f}; ln 2 = 0.693 ± {LN2_TOLERANCE} where nothing is preferred yet"
+    return _check(stage, name, good, losses[0], reason)
+
+
+def _rises(stage: str, name: str, values: Sequence[float]) -> HealthCheck:
+    start, end = start_and_end(values)
+    return _check(stage, f"{name} rises", end > start, end - start, f"{start:.3f} at the start, {end:.3f} at the end")
+
+
+def _falls(stage: str, name: str, values: Sequence[float]) -> HealthCheck:
+    start, end = start_and_end(values)
+    return _check(stage, f"{name} falls", end < start, end - start, f"{start:.3f} at the start, {end:.3f} at the end")
+
+
+def _no_collapse(stage: str, logps: Sequence[float]) -> HealthCheck:
+    """WARN where the chosen answers' summed log-probability falls by over a quarter of its size."""
+    start, end = start_and_end(logps)
+    good = end >= start - COLLAPSE_SHARE * abs(start)
+    reason = f"{start:.1f} nats an answer at the start, {end:.1f} at the end; may fall by {COLLAPSE_SHARE:.0%}"
+    return _check(stage, "chosen log-probability holds", good, end - start, reason)

@@ -1,0 +1,284 @@
+"""train_sft(), train_reward(), train_dpo(): one stage each, LoRA through PEFT and TRL. Only here is TRL known.
+
+A stage reads a parent's folder and writes `out/adapter` (the adapter), `out` (the merged model and
+its tokenizer) and `out/training.json` (curves, health, seconds, tokens). Same rows, settings, seed
+and number of threads give the same weights, whatever ran before in the process.
+
+What is set against TRL's defaults, which assume a GPU: no bf16 unless the profile says so, no
+checkpointing, learning rates from the profile. Rows are handed over as token ids.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from llama3_lab import profiles
+from llama3_lab.models import (
+    LOOK_ALIKES, load_policy, lora_config, new_reward_model, prepare_special_rows, quiet, stop_ids,
+)  # fmt: skip
+from llama3_lab.pipeline.collating import Rows, comparison_rows, demonstration_rows, preference_rows
+from llama3_lab.pipeline.health import check
+from llama3_lab.pipeline.pairs import strong, triples
+from llama3_lab.progress import bar
+from llama3_lab.records import Curve, Demonstration, HealthCheck, PreferencePair
+
+# Name in our curves: name in TRL's logs.
+METRICS = {
+    "loss": "loss", "preference loss": "loss/preference", "nll": "loss/nll",
+    "reward margin": "margin", "implicit reward margin": "rewards/margins", "accuracy": "accuracy",
+    "implicit accuracy": "rewards/accuracies", "chosen logp": "logps/chosen", "rejected logp": "logps/rejected",
+    "chosen reward": "rewards/chosen", "token accuracy": "mean_token_accuracy",
+}  # fmt: skip
+REWARD_MODULES_TO_SAVE = ("score", "embed_tokens")
+MASKED_IN_DPO = (*LOOK_ALIKES, "<|end_of_text|>")  # headers and ends of turn or text
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a stage showed. seconds: wall time, loading and saving included. tokens: read in training."""
+
+    curves: tuple[Curve, ...]
+    health: tuple[HealthCheck, ...]
+    seconds: float
+    tokens: int
+
+
+def read_training(out: Path) -> Training:
+    """Return what the stage in the folder `out` wrote about itself.
+
+    Raises:
+        ValueError: if there is no training.json, or it cannot be read.
+    """
+    file = Path(out) / "training.json"
+    try:
+        raw = json.loads(file.read_text())
+        curves = tuple(Curve(c["stage"], c["metric"], tuple(c["steps"]), tuple(c["values"])) for c in raw["curves"])
+        return Training(curves, tuple(HealthCheck(**h) for h in raw["health"]), raw["seconds"], raw["tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: not a finished training's record ({error}); run the stage again") from error
+
+
+def train_sft(
+    parent: Path, demonstrations: Sequence[Demonstration], how: profiles.Sft, out: Path, settings: profiles.Model
+) -> Training:
+    """Finetune the pre-trained base on demonstrations: loss on the answer and its <|eot_id|> only (§4.1.3).
+
+    The base's untrained special rows are prepared first; embeddings and output layer train in full.
+
+    Raises:
+        ValueError: if there is nothing to train on, a row cannot be used, or the loss is not finite.
+    """
+    started = time.perf_counter()
+    _require(demonstrations, out, "demonstrations")
+    policy = load_policy(parent, settings)
+    prepare_special_rows(policy.model, policy.tokenizer, how.fit.seed)
+    rows = demonstration_rows(policy.tokenizer, demonstrations, how.fit.max_length)
+    with quiet():
+        trainer = _SftTrainer(
+            policy.model, args=SFTConfig(**_arguments(how.fit, out, settings), max_length=None, packing=False,
+                                         loss_type="nll", dataset_kwargs={"skip_prepare_dataset": True}),
+            train_dataset=Dataset.from_dict(rows.columns), processing_class=policy.tokenizer,
+            peft_config=lora_config(how.lora, "CAUSAL_LM", ("embed_tokens", "lm_head")),
+            callbacks=[_Progress(_stage(out), "SFT")])  # fmt: skip
+    return _finish(trainer, policy.tokenizer, rows, out, started)
+
+
+def train_reward(
+    parent: Path, pairs: Sequence[PreferencePair], how: profiles.Reward, out: Path, settings: profiles.Model
+) -> Training:
+    """Train a reward model on the pre-trained base: Bradley–Terry without margin (§4.1.2).
+
+    Pairs below `how.min_strength` are left out; edited > chosen > rejected makes three comparisons.
+
+    Raises:
+        ValueError: if no pair is strong enough, a row cannot be used, pad is end-of-text, or the
+            loss is not finite.
+    """
+    started = time.perf_counter()
+    comparisons = triples(strong(pairs, how.min_strength))
+    _require(comparisons, out, f"pairs rated {how.min_strength!r} or more")
+    reward = new_reward_model(parent, settings, how.fit.seed)
+    tokenizer = reward.tokenizer
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id, *stop_ids(tokenizer)):
+        raise ValueError(
+            f"{parent}: pad token {tokenizer.pad_token!r} also ends texts, and a reward is read at the last token that "
+            "is no pad; give the tokenizer a pad token of its own"
+        )
+    prepare_special_rows(reward.model, tokenizer, how.fit.seed)
+    rows = comparison_rows(tokenizer, comparisons, how.fit.max_length)
+    with quiet():
+        trainer = _RewardTrainer(
+            reward.model, args=RewardConfig(**_arguments(how.fit, out, settings), max_length=None,
+                                            center_rewards_coefficient=None, disable_dropout=True),
+            train_dataset=Dataset.from_dict(rows.columns), processing_class=tokenizer,
+            peft_config=lora_config(how.lora, "SEQ_CLS", REWARD_MODULES_TO_SAVE),
+            callbacks=[_Progress(_stage(out), "reward model")])  # fmt: skip
+    return _finish(trainer, tokenizer, rows, out, started)
+
+
+def train_dpo(
+    parent: Path, pairs: Sequence[PreferencePair], how: profiles.Dpo, out: Path, settings: profiles.Model, seed: int
+) -> Training:
+    """Train a new adapter on the policy in `parent` by DPO, with an NLL term on the chosen (§4.1.4).
+
+    The reference is the parent: at every step, the same batch with the adapter switched off. An
+    edited answer stands for the chosen one. With `how.mask_special`, header and end tokens of both
+    answers are left out of every log-probability. `seed` is used in place of how.fit.seed.
+
+    Raises:
+        ValueError: if there are no pairs, a row cannot be used, or the loss is not finite.
+    """
+    started = time.perf_counter()
+    _require(pairs, out, "pairs")
+    policy = load_policy(parent, settings)
+    tokenizer = policy.tokenizer
+    rows = preference_rows(tokenizer, pairs, how.fit.max_length)
+    masked = tuple(tokenizer.convert_tokens_to_ids(t) for t in MASKED_IN_DPO) if how.mask_special else ()
+    nll = how.nll_weight != 0
+    with quiet():
+        trainer = _DpoTrainer(
+            policy.model, ref_model=None,
+            args=DPOConfig(**_arguments(how.fit, out, settings, seed), beta=how.beta, max_length=None,
+                           loss_type=["sigmoid", "sft"] if nll else ["sigmoid"],
+                           loss_weights=[1.0, how.nll_weight] if nll else [1.0], label_smoothing=0.0,
+                           precompute_ref_log_probs=False, disable_dropout=True),
+            data_collator=MaskingCollator(pad_token_id=tokenizer.pad_token_id, masked=masked),
+            train_dataset=Dataset.from_dict(rows.columns), processing_class=tokenizer,
+            peft_config=lora_config(how.lora, "CAUSAL_LM"), callbacks=[_Progress(_stage(out), "DPO")])  # fmt: skip
+    return _finish(trainer, tokenizer, rows, out, started)
+
+
+@dataclass
+class MaskingCollator(DataCollatorForPreference):
+    """TRL's collator for pairs; the ids in `masked` are cleared from both answers' completion mask.
+
+    The tokens are still read; only their log-probabilities no longer count (§4.1.4: header and end
+    tokens are in both answers, and would be pushed up and down at once).
+    """
+
+    masked: tuple[int, ...] = ()
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return input_ids, attention_mask and completion_mask; chosen rows first, then rejected."""
+        batch = super().torch_call(examples)
+        special = torch.isin(batch["input_ids"], torch.tensor(self.masked, dtype=torch.long))
+        batch["completion_mask"] = batch["completion_mask"].masked_fill(special, 0)
+        return batch
+
+
+class _Silent:
+    """TRL reports each training to its makers' server; a stage here sends nothing and needs no network."""
+
+    def _send_telemetry(self) -> None:
+        return None
+
+
+class _SftTrainer(_Silent, SFTTrainer): ...
+
+
+class _RewardTrainer(_Silent, RewardTrainer): ...
+
+
+class _DpoTrainer(_Silent, DPOTrainer):
+    """TRL's trainer on rows that are token ids already; it logs the loss in its two parts."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        chosen_BT = inputs["completion_mask"].chunk(2)[0][:, 1:]
+        metrics = self._metrics["train"]
+        nll = -metrics["logps/chosen"][-1] * len(chosen_BT) / max(1, int(chosen_BT.sum()))
+        weight = dict(zip(self.loss_types, self.loss_weights, strict=True)).get("sft", 0.0)
+        metrics["loss/nll"].append(nll)
+        metrics["loss/preference"].append(loss.item() - weight * nll)
+        return loss
+
+
+class _Progress(TrainerCallback):
+    """Moves our bar, and stops a training whose loss is not finite."""
+
+    def __init__(self, stage: str, kind: str) -> None:
+        self.stage, self.kind, self.bar = stage, kind, None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar = bar(state.max_steps, f"{self.stage}: {self.kind}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.update(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise ValueError(
+                f"{self.stage}: the loss is {logs['loss']} at step {state.global_step} of {state.max_steps}; "
+                f"lower fit.learning_rate (it is {args.learning_rate})"
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.close()
+
+
+def _stage(out: Path) -> str:
+    """Return the stage's name: its folder's, without the mark of a folder in the making."""
+    return Path(out).name.removesuffix(".partial")
+
+
+def _require(rows: Sequence[Any], out: Path, what: str) -> None:
+    if not rows:
+        raise ValueError(f"{_stage(out)}: no {what} to train on; draw more prompts, or look at the round's funnel")
+
+
+def _arguments(fit: profiles.Fit, out: Path, settings: profiles.Model, seed: int | None = None) -> dict[str, Any]:
+    """Return the settings that the three trainers share, each one that matters said out loud."""
+    seed = fit.seed if seed is None else seed
+    bf16 = settings.dtype == "bfloat16"
+    return {
+        "output_dir": str(out), "seed": seed, "data_seed": seed, "use_cpu": settings.device == "cpu", "bf16": bf16,
+        "learning_rate": fit.learning_rate, "max_steps": fit.max_steps, "warmup_steps": fit.warmup_steps,
+        "lr_scheduler_type": "linear", "optim": "adamw_torch", "weight_decay": 0.0, "max_grad_norm": 1.0,
+        "per_device_train_batch_size": fit.per_device_train_batch_size, "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False, "logging_steps": 1, "logging_nan_inf_filter": False, "report_to": [],
+        "save_strategy": "no", "eval_strategy": "no", "disable_tqdm": True, "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False, "dataloader_drop_last": False, "push_to_hub": False,
+    }  # fmt: skip
+
+
+def _finish(trainer: Any, tokenizer: Any, rows: Rows, out: Path, started: float) -> Training:
+    """Train, then write the adapter, the merged model and training.json; return the last."""
+    trainer.remove_callback(PrinterCallback)
+    with quiet():
+        trainer.train()
+        model = trainer.model
+        # The parent's name, not its path: a path of this machine would make equal adapters differ.
+        config = model.peft_config["default"]
+        config.base_model_name_or_path = Path(config.base_model_name_or_path or "").name
+        model.save_pretrained(out / "adapter")
+        (out / "adapter" / "README.md").unlink(missing_ok=True)
+        merged = model.merge_and_unload()
+        if getattr(merged, "generation_config", None) is not None:
+            merged.generation_config.eos_token_id = stop_ids(tokenizer)
+        merged.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    log = [row for row in trainer.state.log_history if "loss" in row]
+    curves = tuple(
+        Curve(_stage(out), name, tuple(row["step"] for row in log), tuple(float(row[key]) for row in log))
+        for name, key in METRICS.items() if log and key in log[0]
+    )  # fmt: skip
+    training = Training(curves, check(_stage(out), curves, rows.cut, rows.answers), round(time.perf_counter() - started, 2),
+                        int(log[-1]["num_tokens"]))  # fmt: skip
+    (out / "training.json").write_text(json.dumps(asdict(training), indent=1) + "\n")
+    return training
