@@ -37,7 +37,7 @@ except ImportError:  # Windows has none; there, two runs in one folder are not n
 
 __all__ = [
     "RunFolder", "Stage", "StoreError", "digest_records", "digest_settings", "from_json", "read_records",
-    "to_json", "write_records", "write_text",
+    "read_text", "to_json", "write_records", "write_text",
 ]
 
 R = TypeVar("R")
@@ -67,6 +67,11 @@ def write_records(path: Path, records: Sequence[Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file (UTF-8), atomically; raises as `write_records` does."""
     write_bytes(path, text.encode())
+
+
+def read_text(path: Path) -> str:
+    """Return a text file (UTF-8); raises StoreError where it cannot be read."""
+    return read_bytes(path).decode()
 
 
 def read_records(path: Path, cls: type[R]) -> list[R]:
@@ -160,6 +165,10 @@ class RunFolder:
             done = ", ".join(self._stages) or "none"
             raise ValueError(f"{self.path}: stage {name!r} has not finished; finished: {done}")
         return self._stages[name].seconds
+
+    def total_seconds(self) -> float:
+        """Return the wall time of all finished stages together."""
+        return sum(stage.seconds for stage in self._stages.values())
 
     def close(self) -> None:
         """Let another run use the folder; a killed process does so by itself."""

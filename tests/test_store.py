@@ -265,6 +265,7 @@ def test_a_finished_stage_is_read_not_made_and_keeps_its_seconds(tmp_path):
         assert run.once("round1/prompts", Prompt, never) == rows == prompts(3)
         assert build(run, make=never) == made
         assert (run.seconds("round1/prompts"), run.seconds("sft")) == seconds
+        assert run.total_seconds() == sum(seconds) > 0
         assert run.path_of(made) == tmp_path / "run" / "checkpoints" / "sft"
         assert [f for f, _ in made.files] == ["inside/config.json", "weights.bin"]
     ledger = (tmp_path / "run" / "stages.jsonl").read_text().splitlines()

@@ -169,8 +169,8 @@ def test_colour_is_never_alone(run):
             marks = [c.lines[0] for c in ax.containers if hasattr(c, "lines")]
             looks = [(m.get_marker(), m.get_linestyle(), m.get_markerfacecolor() == "#ffffff") for m in marks]
             assert len(looks) == len(set(looks))
-            rounds = [x.get_linestyle() for x in ax.lines if str(x.get_label()).startswith("round")]
-            assert len(rounds) == len(set(rounds))
+            rounds = {(x.get_label(), x.get_linestyle()) for x in ax.lines if "round" in x.get_label()}
+            assert len({line for _, line in rounds}) == len({name for name, _ in rounds}) == len(rounds)
 
 
 def test_twins_hold_every_rate_and_are_the_same_each_time(run):
@@ -191,8 +191,8 @@ def test_curves_of_one_kind_share_a_panel_however_their_stage_is_written(run):
     made = replace(empty(run), curves=curves)
     assert {k: len(v) for k, v in views.curves_by_kind(made).items()} == {
         ("dpo", "preference loss"): 4, ("first", "preference loss"): 1}
-    ax = views.figure_training_curves(made).axes[0]
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["round 1", "round 2", "round 3", "ln 2"]
+    (legend,) = views.figure_training_curves(made).legends
+    assert [t.get_text() for t in legend.get_texts()] == ["round 1", "round 2", "round 3", "ln 2"]
 
 
 @pytest.mark.parametrize("stage", ["round 1 sft on random", "round1-control", "round 2 sft random"])
@@ -286,9 +286,9 @@ class Reader(HTMLParser):
 
 @pytest.mark.parametrize("of", [lambda r: r, empty, lambda r: replace(r, rounds=(), best_of_k=())])
 def test_page_is_one_sound_document_that_asks_for_nothing(run, of):
-    start = time.perf_counter()
+    start = time.process_time()  # the bound is on work, not on who else uses the machine
     html = page.render_page(of(run))
-    assert time.perf_counter() - start < 5 and len(html.encode()) < 3e6
+    assert time.process_time() - start < 5 and len(html.encode()) < 3e6
     reader = Reader()
     reader.feed(html)
     assert not reader.open and "script" not in reader.tags and "link" not in reader.tags

@@ -303,26 +303,28 @@ def curves_by_kind(run: RunReport) -> dict[tuple[str, str], list[Curve]]:
 def figure_training_curves(run: RunReport) -> ReportFigure:
     """Draw each metric of each kind of training, one line style per round."""
     panels = curves_by_kind(run)
-    rows = max(1, -(-len(panels) // 3))
-    figure = ReportFigure(figsize=(9.6, 2.35 * rows), layout="constrained")
-    axes = figure.subplots(rows, 3, squeeze=False).ravel()
+    columns = 3 if len(panels) <= 9 else 4
+    rows = max(1, -(-len(panels) // columns))
+    figure = ReportFigure(figsize=(9.6, 7 / columns * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, ((kind, metric), curves) in zip(axes, panels.items(), strict=False):
         rounds = list(dict.fromkeys(_round_of(c.stage) for c in curves))
         for curve in curves:  # runs of one round share its line; the twin tells them apart
             i = rounds.index(_round_of(curve.stage))
             color, line = ROUND_LINES[i % len(ROUND_LINES)]
-            name = rounds[i] if curve == next(c for c in curves if _round_of(c.stage) == rounds[i]) else ""
-            ax.plot(curve.steps, curve.values, color=COLORS[color], linestyle=line, linewidth=1.2, label=name)
+            ax.plot(curve.steps, curve.values, color=COLORS[color], linestyle=line, linewidth=1.2,
+                    label=rounds[i] or "_")
         if metric == "preference loss" or (metric == "loss" and "reward" in kind):
             ax.axhline(np.log(2), color=COLORS["gray"], linewidth=0.9, linestyle=(0, (1, 2)), label="ln 2")
-        ax.set_title(f"{_title(kind)}: {metric}")
+        ax.set_title(f"{_title(kind)}: {metric}", fontsize=9)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.margins(x=0.02)
-        if ax.get_legend_handles_labels()[1]:
-            ax.legend(fontsize=7.5, ncols=2 if len(rounds) > 3 else 1, handlelength=2.6)
     for ax in axes[len(panels):]:
         ax.set_visible(False)
     figure.supxlabel("optimizer step", fontsize=9, color=COLORS["muted"])
+    drawn = {line.get_label(): line for ax in axes for line in ax.lines}
+    names = sorted((n for n in drawn if n[0] != "_"), key=lambda name: (name.startswith("ln"), name))
+    figure.legend([drawn[n] for n in names], names, loc="outside upper center", ncols=6, handlelength=3)
     return figure
 
 

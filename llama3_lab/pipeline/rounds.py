@@ -8,104 +8,26 @@ size pairs from an older model alone hurt (EXPERIMENTS.md).
 
 from __future__ import annotations
 
-import hashlib
 import resource
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from llama3_lab.models import Policy, load_policy, load_reward_model
+from llama3_lab.models import load_reward_model
 from llama3_lab.pipeline import demonstrations, measurements, pairs, reports
-from llama3_lab.pipeline.averaging import average
 from llama3_lab.pipeline.candidates import sample
 from llama3_lab.pipeline.prompts import draw_prompts, held_out, load_prompts, refuse_leaks
-from llama3_lab.pipeline.training import read_training, train_dpo, train_reward, train_sft
-from llama3_lab.profiles import Fit, Profile
+from llama3_lab.pipeline.runs import BASE, Run, seed_of
+from llama3_lab.pipeline.training import read_training
+from llama3_lab.profiles import Profile
 from llama3_lab.records import (
     SKILLS, Agreement, BestOfK, Candidate, Checkpoint, Comparison, Demonstration, Evaluation, Judged, PairCounts,
     PreferencePair, Prompt, PromptScore, RoundReport, RunReport, SampleAnswer,
 )  # fmt: skip
-from llama3_lab.store import RunFolder, digest_records
+from llama3_lab.store import RunFolder
 from llama3_lab.world.corpus import write
-
-BASE = "base"
-
-
-def seed_of(profile: Profile, stage: str) -> int:
-    """Return the stage's own seed: the run's seed and the stage's name, hashed."""
-    return int.from_bytes(hashlib.sha256(f"{profile.seed}/{stage}".encode()).digest()[:4], "big") >> 1
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run in progress: its folder, its settings, and the prompts that it is measured on."""
-
-    folder: RunFolder
-    profile: Profile
-    tests: tuple[Prompt, ...]
-
-    def path(self, name: str) -> Path:
-        """Return the folder of a finished policy or reward model, or of the base."""
-        return Path(self.profile.model.path) if name == BASE else self.folder.path / "checkpoints" / name
-
-    def policy(self, name: str) -> Policy:
-        """Return the policy of that name, loaded."""
-        return load_policy(self.path(name), self.profile.model, name)
-
-    def fit(self, part: Any, stage: str) -> Any:
-        """Return a stage's settings with the stage's own seed in them."""
-        return replace(part, fit=replace(part.fit, seed=seed_of(self.profile, stage)))
-
-    def scores(self, name: str, stage: str, round: int, style: str = "chat") -> Evaluation:
-        """Return the policy's evaluation on the run's test prompts; its rows are kept beside it."""
-        plan = self.profile.evaluation
-        k = plan.base_samples if style == "base" else plan.samples
-        how = replace(self.profile.sampling, k=k)
-        rows = self.folder.once(f"scores-{name}-{style}", PromptScore,
-                                lambda: measurements.measure(self.policy(name), self.tests, how, style))  # fmt: skip
-        return reports.evaluate(stage, round, plan.split, rows, k)
-
-    def rows(self, name: str) -> list[PromptScore]:
-        """Return the kept per-prompt scores of a policy that has been measured in the chat format."""
-        return self.folder.once(f"scores-{name}-chat", PromptScore, _missing)
-
-    def answers(self, name: str, prompts: Sequence[Prompt], k: int, stage: str) -> list[Candidate]:
-        """Return k sampled answers a prompt; what they are is fixed by the stage's seed."""
-        how = replace(self.profile.sampling, k=k, seed=seed_of(self.profile, stage))
-        return sample(self.policy(name), prompts, how)
-
-    def sft(self, name: str, rows: Sequence[Demonstration]) -> Checkpoint:
-        """Return the base finetuned on demonstrations."""
-        how = self.fit(self.profile.sft, name)
-        return self.folder.checkpoint(name, "policy", BASE, digest_records(rows),
-                                      lambda out: train_sft(self.path(BASE), rows, how, out, self.profile.model) and None)  # fmt: skip
-
-    def reward(self, name: str, rows: Sequence[PreferencePair]) -> Checkpoint:
-        """Return a reward model trained on preference pairs, from the base."""
-        how = self.fit(self.profile.reward, name)
-        return self.folder.checkpoint(name, "reward", BASE, digest_records(rows),
-                                      lambda out: train_reward(self.path(BASE), rows, how, out, self.profile.model) and None)  # fmt: skip
-
-    def dpo(self, name: str, parent: str, rows: Sequence[PreferencePair]) -> tuple[Checkpoint, ...]:
-        """Return the DPO runs of one stage and, last, their average under `name`."""
-        profile, made = self.profile, []
-        for i in range(profile.dpo.runs):
-            run = name.replace("policy", f"dpo-{i + 1}")
-            seed = seed_of(profile, run)
-            made.append(self.folder.checkpoint(
-                run, "policy", parent, digest_records(rows),
-                lambda out, seed=seed, how=self.fit(profile.dpo, run):
-                    train_dpo(self.path(parent), rows, how, out, profile.model, seed) and None))  # fmt: skip
-        adapters = [self.path(c.name) / "adapter" for c in made]
-        made.append(self.folder.checkpoint(name, "policy", parent, digest_records(rows),
-                                           lambda out: average(adapters, self.path(parent), out, profile.model)))  # fmt: skip
-        return tuple(made)
-
-
-def _missing() -> list[PromptScore]:
-    raise ValueError("this policy has not been measured yet")
 
 
 def run_loop(profile: Profile, out: Path) -> RunReport:

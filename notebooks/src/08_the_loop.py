@@ -75,7 +75,8 @@ print(profile.rounds, "rounds,", profile.data.train_prompts, "prompts each, K ="
 import tempfile
 
 from llama3_lab.pipeline.prompts import held_out
-from llama3_lab.pipeline.rounds import Run, begin
+from llama3_lab.pipeline.rounds import begin
+from llama3_lab.pipeline.runs import Run
 from llama3_lab.store import RunFolder
 
 folder = Path(tempfile.mkdtemp()) / "two-rounds"
@@ -117,7 +118,8 @@ assert 0 < wrong < len(batches[0]) / 2
 
 # %% tags=["taught"]
 from llama3_lab.pipeline import demonstrations, pairs
-from llama3_lab.pipeline.rounds import judge_round, seed_of
+from llama3_lab.pipeline.rounds import judge_round
+from llama3_lab.pipeline.runs import seed_of
 
 
 def my_round(number: int, last: str) -> str:

@@ -1,0 +1,251 @@
+"""examine(): is this machine ready for a profile? One finding a line: PASS, WARN or FAIL, and what to do.
+
+A WARN is worth reading and stops nothing; a FAIL stops a run. Nothing is changed, nothing downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata as metadata
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llama3_lab.profiles import Profile, get_profile
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN_GB = 0.2  # what a TINY run writes: about 20 checkpoints of 4 MB, and the answers
+NEEDED = ("torch", "transformers", "trl", "peft", "tokenizers", "pydantic-monty")  # these decide the figures
+GATED = "meta-llama/Llama-3.1-8B"
+SECONDS = 3.0  # to wait for the hub
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at, what was found, and, unless it passed, what to do."""
+
+    name: str
+    status: Literal["PASS", "WARN", "FAIL"]
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.status:<5} {self.name:<14} {self.found}" + (f"; {self.remedy}" if self.remedy else "")
+
+
+def examine(profile: str | Profile = "tiny") -> list[Finding]:
+    """Return every finding for a profile, by name or as it is; takes about 3 s, most of it importing torch.
+
+    Raises:
+        ValueError: if there is no profile of that name.
+    """
+    settings = get_profile(profile) if isinstance(profile, str) else profile
+    looks: list[Callable[[Profile], Iterator[Finding]]] = [
+        _python, _packages, _device, _threads, _memory, _disk, _base_model, _sandbox, _gated,
+    ]  # fmt: skip
+    return [finding for look in looks for finding in look(settings)]
+
+
+def free_memory_gb() -> float:
+    """Return the memory that a new process may still use, in GB (10⁹ bytes), a container's limit counted."""
+    import psutil
+
+    free = float(psutil.virtual_memory().available)
+    try:
+        limit = (Path("/sys/fs/cgroup") / "memory.max").read_text().strip()
+        used = (Path("/sys/fs/cgroup") / "memory.current").read_text().strip()
+        free = min(free, float(limit) - float(used)) if limit != "max" else free
+    except (OSError, ValueError):
+        pass
+    return free / 1e9
+
+
+def free_disk_gb(folder: Path) -> float:
+    """Return the room on the disk that `folder` is on or will be on, in GB (10⁹ bytes)."""
+    at = folder.absolute()
+    while not at.exists():
+        at = at.parent
+    return shutil.disk_usage(at).free / 1e9
+
+
+def pinned() -> dict[str, str]:
+    """Return the tested versions from constraints.txt, by package; empty outside the project's folder."""
+    try:
+        lines = (ROOT / "constraints.txt").read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    return {_plain(name): version.strip() for name, version in pairs}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package).partition("+")[0]  # "+cpu" is a build, not a version
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _python(profile: Profile) -> Iterator[Finding]:
+    found = ".".join(map(str, sys.version_info[:3]))
+    ok = sys.version_info >= (3, 11)
+    yield Finding("python", "PASS" if ok else "FAIL", found, "" if ok else "use Python 3.11 or later")
+
+
+def _packages(profile: Profile) -> Iterator[Finding]:
+    tested = pinned()
+    for package in NEEDED:
+        found, right = _installed(package), tested.get(package)
+        if found is None:
+            yield Finding(package, "FAIL", "not installed", "run: pip install -c constraints.txt -e .")
+        elif right and found != right:
+            yield Finding(package, "WARN", f"{found}, tested with {right}", "run: pip install -c constraints.txt -e .")
+        else:
+            yield Finding(package, "PASS", found)
+    others = [p for p in tested if p not in NEEDED]
+    differ = [p for p in others if _installed(p) not in (None, tested[p])]
+    if not tested:
+        yield Finding("other packages", "WARN", "no constraints.txt here", "run it from the project's folder to compare")
+    elif differ:
+        named = ", ".join(f"{p} {_installed(p)}" for p in differ[:4]) + (" …" if len(differ) > 4 else "")
+        yield Finding("other packages", "WARN", f"{len(differ)} differ from constraints.txt: {named}")
+    else:
+        yield Finding("other packages", "PASS", "as in constraints.txt")
+
+
+def _device(profile: Profile) -> Iterator[Finding]:
+    wanted = profile.model.device
+    try:
+        import torch
+    except ImportError as error:
+        yield Finding("device", "FAIL", f"torch does not import: {error}", "install it again")
+        return
+    found = f"cuda ({torch.cuda.get_device_name(0)})" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and found == "cpu":
+        yield Finding("device", "FAIL", "no CUDA device", f"profile {profile.name} wants {wanted}; --set model.device=cpu")
+    else:
+        yield Finding("device", "PASS", f"{found}; profile {profile.name} uses {wanted}")
+
+
+def _threads(profile: Profile) -> Iterator[Finding]:
+    import psutil
+
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores, wanted = (len(affinity(0)) if affinity else os.cpu_count() or 1), profile.model.threads
+    busy = psutil.cpu_percent(interval=0.2) / 100 * (psutil.cpu_count() or 1)
+    omp = os.environ.get("OMP_NUM_THREADS")
+    found = f"{wanted} of {cores} cores" + (f", OMP_NUM_THREADS={omp}" if omp else "")
+    if wanted > cores:
+        yield Finding("threads", "WARN", found, f"more threads than cores are slow: --set model.threads={cores}")
+    elif wanted > 1 and cores - busy < wanted - 0.5:
+        yield Finding("threads", "WARN", f"{found}, {busy:.1f} cores are busy", "a shared core can cost up to 20 times: "
+                      "stop the other work or --set model.threads=1")
+    else:
+        yield Finding("threads", "PASS", found)
+
+
+def _memory(profile: Profile) -> Iterator[Finding]:
+    free, need = free_memory_gb(), profile.model.memory_gb
+    found = f"{free:.1f} GB free, profile {profile.name} needs {need:g}"
+    yield Finding("memory", "PASS", found) if free >= need else Finding("memory", "FAIL", found, "close other programs")
+
+
+def _disk(profile: Profile) -> Iterator[Finding]:
+    folder = Path("runs")
+    free, here = free_disk_gb(folder), folder if folder.exists() else folder.absolute().parent
+    found = f"{free:.1f} GB free for {folder}/, a run writes about {RUN_GB:g}"
+    if not os.access(here, os.W_OK):
+        yield Finding("disk", "FAIL", f"{here} cannot be written", "choose another folder with run --out")
+    elif free < RUN_GB:
+        yield Finding("disk", "FAIL", found, "free some space")
+    else:
+        yield Finding("disk", "PASS", found)
+
+
+def _base_model(profile: Profile) -> Iterator[Finding]:
+    wanted = profile.model.path
+    folder = next((f for f in (Path(wanted), ROOT / wanted) if f.is_dir()), None)
+    if folder is None:
+        local = wanted.startswith(("data/", ".", "/"))
+        remedy = "run it from the project's folder, or `make base`" if local else "it is downloaded when the run starts"
+        yield Finding("base model", "FAIL" if local else "WARN", f"{wanted} is not on this machine", remedy)
+        return
+    missing = [n for n in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / n).is_file()]
+    recorded = _cards(folder)
+    files = sorted(f for f in folder.iterdir() if f.is_file())
+    altered = [f.name for f in files if f.name in recorded and _sha256(f) != recorded[f.name]]
+    missing += [n for n in recorded if not (folder / n).is_file() and n not in missing]
+    if missing or altered:
+        what = f"missing: {', '.join(missing)}" if missing else f"altered: {', '.join(altered)}"
+        yield Finding("base model", "FAIL", f"{wanted}, {what}", f"restore it: git checkout -- {wanted}")
+    elif not recorded:
+        yield Finding("base model", "WARN", f"{wanted} is there, no digests are recorded", "data/CARDS.md has none for it")
+    else:
+        yield Finding("base model", "PASS", f"{wanted}, {len(recorded)} files intact")
+
+
+def _cards(folder: Path) -> dict[str, str]:
+    """Return {file name: sha256} of the lines of data/CARDS.md that name a file of this folder."""
+    cards = ROOT / "data" / "CARDS.md"
+    if not cards.is_file() or not folder.resolve().is_relative_to(ROOT / "data"):
+        return {}
+    prefix = re.escape(folder.resolve().relative_to(ROOT / "data").as_posix())
+    rows = (re.search(rf"{prefix}/([\w.-]+).*?\b([0-9a-f]{{64}})\b", line) for line in cards.read_text().splitlines())
+    return {row[1]: row[2] for row in rows if row}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _sandbox(profile: Profile) -> Iterator[Finding]:
+    try:
+        from llama3_lab.pipeline.sandbox import run_tests
+
+        good = run_tests("def f(x):\n return x + 1", ["f(1) == 2"])
+        wrong = run_tests("def f(x):\n return x", ["f(1) == 2"])
+        endless = run_tests("def f(x):\n while True:\n  pass", ["f(1) == 2"])
+    except Exception as error:
+        yield Finding("sandbox", "FAIL", f"does not start: {type(error).__name__} {error}".split("\n")[0], "see pydantic-monty")
+        return
+    outcomes = [r.outcome for r in (good, wrong, endless)]
+    if outcomes == ["pass", "fail", "fail"]:
+        yield Finding("sandbox", "PASS", "right, wrong and endless programs are told apart")
+    else:
+        yield Finding("sandbox", "FAIL", f"right, wrong, endless program gave {outcomes}", "reinstall pydantic-monty")
+
+
+def _gated(profile: Profile) -> Iterator[Finding]:
+    found = _reach_gated()
+    if found:
+        yield Finding("gated weights", "WARN", found, f"profile {profile.name} does not need them"
+                      if profile.model.path.startswith("data/") else "or set model.path=data/tiny_base")
+    else:
+        yield Finding("gated weights", "PASS", f"{GATED} is within reach")
+
+
+def _reach_gated() -> str:
+    """Return why the gated weights are out of reach, or nothing where they are not."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        return "not tried: HF_HUB_OFFLINE is set"
+    try:
+        from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_url
+
+        token = get_token()
+        if not token:
+            return "not tried: no token; accept the licence at the hub, then set HF_TOKEN"
+        get_hf_file_metadata(hf_hub_url(GATED, "config.json"), token=token, timeout=SECONDS)
+    except Exception as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            return f"{GATED}: the hub answered {status}; accept its licence with the account of HF_TOKEN"
+        return f"{GATED}: the hub is out of reach ({type(error).__name__})"
+    return ""
