@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from llama3_lab import __version__
 from llama3_lab.profiles import PROFILES, Profile, get_profile, override
 from llama3_lab.records import RunReport
-from llama3_lab.store import from_json, read_text, to_json, write_text
+from llama3_lab.store import RunFolder, from_json, read_text, to_json, write_text
 
 # name of a setting: (lowest, highest) that makes sense; one name means the same in every part
 RANGES: dict[str, tuple[float, float]] = {
@@ -128,6 +128,7 @@ def _run(args: argparse.Namespace) -> int:
         from llama3_lab.pipeline.prompts import load_prompts
 
         load_prompts(Path(profile.data.prompts_file))  # a mistake in the file shows before anything is loaded
+    RunFolder(out, profile).close()  # other settings, another run, a read-only disk: said within a second
     again = "goes on in" if (out / "stages.jsonl").exists() else "runs in"
     print(f"profile {profile.name}, {profile.rounds} rounds, order {profile.order}, seed {profile.seed}; {again} {out}",
           file=sys.stderr, flush=True)  # fmt: skip
@@ -160,7 +161,7 @@ def _check_room(profile: Profile, out: Path) -> None:
 def _report(args: argparse.Namespace) -> int:
     path = args.folder / "report.json"
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; `llama3-lab run --out {args.folder}` finishes a run and writes it")
+        raise ValueError(f"{path}: there is no such file; a run writes it at its end: `llama3-lab run --out {args.folder}`")
     try:
         data = json.loads(read_text(path))
     except ValueError as error:

@@ -85,7 +85,7 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fill_folder(folder: Path, make: Callable[[Path], None]) -> tuple[tuple[str, str], ...]:
+def fill_folder(folder: Path, make: Callable[[Path], object]) -> tuple[tuple[str, str], ...]:
     """Let `make` fill the folder; return (name, sha256) of every file, on disk for good."""
     try:
         make(folder)

@@ -113,10 +113,11 @@ def _packages(profile: Profile) -> Iterator[Finding]:
     others = [p for p in tested if p not in NEEDED]
     differ = [p for p in others if _installed(p) not in (None, tested[p])]
     if not tested:
-        yield Finding("other packages", "WARN", "no constraints.txt here", "run it from the project's folder to compare")
+        yield Finding("other packages", "WARN", "no constraints.txt to compare with", "install with pip install -e .")
     elif differ:
         named = ", ".join(f"{p} {_installed(p)}" for p in differ[:4]) + (" …" if len(differ) > 4 else "")
-        yield Finding("other packages", "WARN", f"{len(differ)} differ from constraints.txt: {named}")
+        what = f"{len(differ)} differ from constraints.txt: {named}"
+        yield Finding("other packages", "WARN", what, "run: pip install -c constraints.txt -e .")
     else:
         yield Finding("other packages", "PASS", "as in constraints.txt")
 
@@ -130,7 +131,7 @@ def _device(profile: Profile) -> Iterator[Finding]:
         return
     found = f"cuda ({torch.cuda.get_device_name(0)})" if torch.cuda.is_available() else "cpu"
     if wanted.startswith("cuda") and found == "cpu":
-        yield Finding("device", "FAIL", "no CUDA device", f"profile {profile.name} wants {wanted}; --set model.device=cpu")
+        yield Finding("device", "FAIL", f"no CUDA device, profile {profile.name} wants {wanted}", "--set model.device=cpu")
     else:
         yield Finding("device", "PASS", f"{found}; profile {profile.name} uses {wanted}")
 
@@ -155,7 +156,8 @@ def _threads(profile: Profile) -> Iterator[Finding]:
 def _memory(profile: Profile) -> Iterator[Finding]:
     free, need = free_memory_gb(), profile.model.memory_gb
     found = f"{free:.1f} GB free, profile {profile.name} needs {need:g}"
-    yield Finding("memory", "PASS", found) if free >= need else Finding("memory", "FAIL", found, "close other programs")
+    ok = free >= need
+    yield Finding("memory", "PASS" if ok else "FAIL", found, "" if ok else "close other programs")
 
 
 def _disk(profile: Profile) -> Iterator[Finding]:
@@ -187,7 +189,7 @@ def _base_model(profile: Profile) -> Iterator[Finding]:
         what = f"missing: {', '.join(missing)}" if missing else f"altered: {', '.join(altered)}"
         yield Finding("base model", "FAIL", f"{wanted}, {what}", f"restore it: git checkout -- {wanted}")
     elif not recorded:
-        yield Finding("base model", "WARN", f"{wanted} is there, no digests are recorded", "data/CARDS.md has none for it")
+        yield Finding("base model", "WARN", f"{wanted}, digests not recorded", "compare it with where you got it from")
     else:
         yield Finding("base model", "PASS", f"{wanted}, {len(recorded)} files intact")
 
@@ -214,7 +216,8 @@ def _sandbox(profile: Profile) -> Iterator[Finding]:
         wrong = run_tests("def f(x):\n return x", ["f(1) == 2"])
         endless = run_tests("def f(x):\n while True:\n  pass", ["f(1) == 2"])
     except Exception as error:
-        yield Finding("sandbox", "FAIL", f"does not start: {type(error).__name__} {error}".split("\n")[0], "see pydantic-monty")
+        what = f"does not start: {type(error).__name__} {error}".split("\n")[0]
+        yield Finding("sandbox", "FAIL", what, "reinstall pydantic-monty")
         return
     outcomes = [r.outcome for r in (good, wrong, endless)]
     if outcomes == ["pass", "fail", "fail"]:

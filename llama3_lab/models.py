@@ -1,11 +1,6 @@
 """Policies and reward models: loading (the only `from_pretrained`), the chat template, adapters.
 
-Shapes: `B` rows, `T` tokens, `D` width, `V` vocabulary.
-
-A base's special tokens. Llama 3's base has rows for `<|start_header_id|>` and its kin, but no text
-ever held them: their embeddings are noise and the output layer has learned never to say them. With
-those rows, finetuning on the chat template learns little. `prepare_special_rows` puts that right in
-the open, before the first finetuning only; its docstring says what it does to which row.
+Shapes: `B` rows, `T` tokens, `D` width, `V` vocabulary, `N` answer tokens of a batch.
 """
 
 from __future__ import annotations
@@ -22,23 +17,17 @@ import torch
 from torch import Tensor
 
 from llama3_lab.profiles import Lora, Model
+from llama3_lab.special_tokens import LOOK_ALIKES, TRAINED_SPECIAL, prepare_special_rows, untrained_ids
 from llama3_lab.tokenizer import CHAT_TEMPLATE
 from llama3_lab.world.corpus import base_text
 
+__all__ = [
+    "Policy", "RewardModel", "answer_logprobs", "encode_answers", "encode_prompt", "load_policy", "load_reward_model",
+    "lora_config", "new_reward_model", "pad_rows", "prepare_special_rows", "quiet", "stop_ids", "untrained_ids",
+]  # fmt: skip
 Style = Literal["chat", "base"]
 END_OF_TURN = "<|eot_id|>"
 PAD = "<|finetune_right_pad_id|>"
-# What each token that opens or ends a turn is made to look like: "<start>user<end>\n\n" reads as
-# "\n\nuser:\n\n", the turn's end as the text's end.
-LOOK_ALIKES = {
-    "<|start_header_id|>": "\n\n",
-    "<|end_header_id|>": ":",
-    "<|eot_id|>": "<|end_of_text|>",
-    "<|eom_id|>": "<|end_of_text|>",
-}
-ROLE_LOOK_ALIKES = {"user": "Q", "assistant": "A"}
-TRAINED_SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>")
-NOISE = 0.1  # of the trained rows' standard deviation, so that two copies of one row differ
 STAND_IN = "data/tiny_base"
 
 
@@ -142,7 +131,7 @@ def _explain(where: str, error: BaseException) -> str:
             f"or set model.path={STAND_IN}, which needs neither"
         )
     if re.search(r"Offline|LocalEntryNotFound|IncompleteSnapshot|onnect", text):
-        return f"{where}: not on this machine, and the hub is out of reach; download it first or set model.path={STAND_IN}"
+        return f"{where}: not on this machine, and the hub is out of reach: download it or set model.path={STAND_IN}"
     return f"{where}: cannot be loaded: {str(error).strip().splitlines()[0][:200]}"
 
 
@@ -209,52 +198,6 @@ def stop_ids(tokenizer: Any, style: Style = "chat") -> list[int]:
     """Return the ids that end an answer; the one that this project teaches comes first."""
     names = (END_OF_TURN, "<|eom_id|>", "<|end_of_text|>") if style == "chat" else ("<|end_of_text|>",)
     return [tokenizer.convert_tokens_to_ids(n) for n in names]
-
-
-def untrained_ids(tokenizer: Any) -> list[int]:
-    """Return the ids taken as untrained in a base: every special token but begin- and end-of-text."""
-    ids = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    return sorted(i for i, content in ids.items() if content not in TRAINED_SPECIAL)
-
-
-def prepare_special_rows(model: Any, tokenizer: Any, seed: int) -> None:
-    """Give the untrained tokens of a base's chat format rows from which finetuning can start; in place.
-
-    Tokens in LOOK_ALIKES: embedding and output row become copies of a trained token's rows, plus
-    noise of a tenth of the trained rows' spread. The other untrained ones (`untrained_ids`: pad,
-    reserved, python_tag, ...): the embedding becomes the mean trained row plus such noise; the
-    output row stays, since nobody should say them. A role word that is a single token and that the
-    corpus never held (its embedding is as short as the special tokens') is treated like a
-    LOOK_ALIKES token. A reward model has no output rows.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    untrained = untrained_ids(tokenizer)
-    trained = torch.ones(len(tokenizer), dtype=torch.bool)
-    trained[untrained] = False
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    copies = {**LOOK_ALIKES, **_unseen_roles(embedding.weight.data, trained, tokenizer)}
-    rest = [i for i in untrained if tokenizer.convert_ids_to_tokens(i) not in copies]
-    for layer in [embedding, *([head] if head is not None else [])]:
-        rows_VD = layer.weight.data[: len(tokenizer)]
-        mean_D, spread_D = rows_VD[trained].mean(0), rows_VD[trained].std(0)
-        plan = {tokenizer.convert_tokens_to_ids(t): rows_VD[_last_id(tokenizer, like)] for t, like in copies.items()}
-        if layer is embedding:
-            plan |= dict.fromkeys(rest, mean_D)
-        for i, row_D in plan.items():
-            noise_D = torch.randn(row_D.shape, generator=generator).to(row_D)
-            rows_VD[i] = row_D + noise_D * spread_D * NOISE
-
-
-def _last_id(tokenizer: Any, text: str) -> int:
-    return tokenizer(text, add_special_tokens=False).input_ids[-1]
-
-
-def _unseen_roles(rows_VD: Tensor, trained: Tensor, tokenizer: Any) -> dict[str, str]:
-    """Return the role words whose embeddings are nearer in length to the untrained rows than to the trained."""
-    norms_V = rows_VD[: len(tokenizer)].float().norm(dim=1)
-    halfway = (norms_V[~trained].median() + norms_V[trained].median()) / 2
-    whole = {w: like for w, like in ROLE_LOOK_ALIKES.items() if w in tokenizer.get_vocab()}
-    return {w: like for w, like in whole.items() if norms_V[_last_id(tokenizer, w)] < halfway}
 
 
 def lora_config(how: Lora, task: Literal["CAUSAL_LM", "SEQ_CLS"], modules_to_save: Sequence[str] = ()) -> Any:

@@ -123,7 +123,7 @@ class RunFolder:
         return read_records(path, cls)  # what a resumed run would see, to the last bit
 
     def checkpoint(
-        self, name: str, kind: Kind, parent: str, data_digest: str, make: Callable[[Path], None]
+        self, name: str, kind: Kind, parent: str, data_digest: str, make: Callable[[Path], object]
     ) -> Checkpoint:
         """Return checkpoint `name`: verified file by file if it finished, else made by `make(folder)`.
 

@@ -216,7 +216,7 @@ def test_no_space_is_said_in_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("code", "words"),
-    [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "may not write"), (errno.EDQUOT, "quota")],
+    [(errno.ENOSPC, "is full"), (errno.EROFS, "read-only"), (errno.EACCES, "may not write"), (errno.EDQUOT, "quota")],
 )
 def test_whatever_the_system_call_says_earlier_results_stay(tmp_path, monkeypatch, code, words):
     with RunFolder(tmp_path / "run", TINY) as run:
@@ -388,7 +388,8 @@ KILLS = [
     Kill("records", "run.once('second', Prompt, lambda: os.kill(os.getpid(), 9))"),
     Kill("half a file", "disk.os.fsync = lambda h: os.kill(os.getpid(), 9); run.once('second', Prompt, lambda: rows)"),
     Kill("half a checkpoint",
-         "run.checkpoint('sft', 'policy', 'base', 'd1', lambda d: ((d / 'half').write_text('x'), os.kill(os.getpid(), 9)))"),
+         "half = lambda d: ((d / 'half').write_text('x'), os.kill(os.getpid(), 9));"
+         "run.checkpoint('sft', 'policy', 'base', 'd1', half)"),
     Kill("before the ledger line",
          "run._finish = lambda s: os.kill(os.getpid(), 9);"
          "run.checkpoint('sft', 'policy', 'base', 'd1', lambda d: (d / 'w').write_text('x'))"),

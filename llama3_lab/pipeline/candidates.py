@@ -49,8 +49,13 @@ class _SharedCache:
     def keep(self, rows: Tensor) -> None:
         """Keep only the prompts at `rows`."""
         self.prompt = [(k[rows], v[rows]) for k, v in self.prompt]
-        self.answers = [(k[rows], v[rows]) for k, v in self.answers]
+        self.answers = [(self._kept(k, rows), self._kept(v, rows)) for k, v in self.answers]
         self.pad_nP = self.pad_nP[rows]
+
+    def _kept(self, old: Tensor, rows: Tensor) -> Tensor:
+        new = old.new_empty((int(rows.sum()), *old.shape[1:]))
+        new[:, :, :, : self.t + 1] = old[:, :, :, : self.t + 1][rows]  # what is not written yet is not copied
+        return new
 
 
 def shared_prompt_attention(module, query, key, value, attention_mask, scaling, shared, **_: object):
@@ -94,7 +99,8 @@ def sample(policy: Policy, prompts: Sequence[Prompt], how: Sampling, style: str 
     if how.k < 1 or how.max_new_tokens < 1 or how.temperature < 0:
         raise ValueError(f"sampling: k={how.k}, max_new_tokens={how.max_new_tokens}, temperature={how.temperature}")
     encoded = [encode_prompt(policy.tokenizer, p.text, style) for p in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), i))
+    # Answers of one skill are of like length, so that a batch's rows end together.
+    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].skill, len(encoded[i]), i))
     stops = torch.tensor(stop_ids(policy.tokenizer, style))
     found: dict[int, list[Candidate]] = {}
     progress = bar(len(prompts) * how.k, f"{policy.name}: answers", "answer")
@@ -143,7 +149,7 @@ def _answer(encoded: list[list[int]], ids: list[str], policy: Policy, how: Sampl
             left = ~done_nK.all(1)
             if t == cap - 1 or not left.any():
                 break
-            if left.float().mean() < 0.8:
+            if left.float().mean() < 0.85:
                 shared.keep(left)
                 alive, done_nK, chosen, next_n = alive[left], done_nK[left], chosen[left], next_n[left]
             shared.t = t
@@ -182,7 +188,8 @@ def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor
     if temperature == 0:
         chosen = logps.argmax(-1)
     else:
-        cumulative = (logps / temperature).softmax(-1).cumsum(-1)
+        tempered = logps if temperature == 1 else (logps / temperature).log_softmax(-1)
+        cumulative = tempered.exp().cumsum(-1)
         target = (uniform * cumulative[..., -1])[..., None]
         chosen = torch.searchsorted(cumulative, target, right=True)[..., 0].clamp(max=logits.shape[-1] - 1)
     return chosen, logps.gather(-1, chosen[..., None])[..., 0]

@@ -6,14 +6,42 @@ A WARN stops nothing: it stands in the report, beside the curve that it was read
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 from llama3_lab.records import Curve, HealthCheck
 
 LN2_TOLERANCE = 0.05  # nats; a pairwise loss starts at ln 2 where nothing is preferred yet
 COLLAPSE_SHARE = 0.25  # of the chosen answers' cost at the start, in nats
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a stage showed. seconds: wall time, loading and saving included. tokens: read in training."""
+
+    curves: tuple[Curve, ...]
+    health: tuple[HealthCheck, ...]
+    seconds: float
+    tokens: int
+
+
+def read_training(out: Path) -> Training:
+    """Return what the stage in the folder `out` wrote about itself.
+
+    Raises:
+        ValueError: if there is no training.json, or it cannot be read.
+    """
+    file = Path(out) / "training.json"
+    try:
+        raw = json.loads(file.read_text())
+        curves = tuple(Curve(c["stage"], c["metric"], tuple(c["steps"]), tuple(c["values"])) for c in raw["curves"])
+        return Training(curves, tuple(HealthCheck(**h) for h in raw["health"]), raw["seconds"], raw["tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: not a finished training's record ({error}); run the stage again") from error
 
 
 def check(stage: str, curves: Sequence[Curve], cut: int, answers: int) -> tuple[HealthCheck, ...]:
@@ -44,7 +72,7 @@ def start_and_end(values: Sequence[float]) -> tuple[float, float]:
 
 def _nothing_cut(stage: str, cut: int, answers: int) -> HealthCheck:
     share = cut / max(1, answers)
-    return _check(stage, "answers fit max_length", cut == 0, share, f"{cut} of {answers} answers were cut off in training")
+    return _check(stage, "answers fit max_length", cut == 0, share, f"{cut} of {answers} answers cut off")
 
 
 def _starts_at_ln2(stage: str, name: str, losses: Sequence[float]) -> HealthCheck:

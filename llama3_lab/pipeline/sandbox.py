@@ -26,20 +26,22 @@ import secrets
 import textwrap
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic_monty import CollectString, Monty, MontyCrashedError, MontyError, MontySyntaxError
+from pydantic_monty import CollectString, Monty, MontyCrashedError, MontyError, MontySession, MontySyntaxError
 
 from llama3_lab.records import Outcome
 
 MAX_REASON = 120
-GRACE = 0.1  # seconds past the limit until a worker stuck in one long operation is killed
+GRACE = 0.05  # seconds past the limit until a worker stuck in one long operation is killed
+_NUMBER = (int, float, complex)  # and bool, which is an int
 _UNKNOWN = "NotImplementedError: The monty syntax parser does not yet support "
-_LIMIT_WORDS = {"TimeoutError": "time limit exceeded", "MemoryError": "memory or output limit exceeded",
+_SLOW = "time limit exceeded"
+_LIMIT_WORDS = {"TimeoutError": _SLOW, "MemoryError": "memory or output limit exceeded",
                 "RecursionError": "too many nested calls"}  # fmt: skip
-_PURE = frozenset("abs bool complex dict float frozenset int len list max min range round set sorted "
-                  "str sum tuple".split())  # fmt: skip
+_PURE = {"abs", "bool", "complex", "dict", "float", "frozenset", "int", "len", "list", "max", "min", "range",
+         "round", "set", "sorted", "str", "sum", "tuple"}  # fmt: skip
 
 # What judges one value: None if it is right, else the number of the test and what is wrong. Parsing
 # this costs as much as the check itself, so a check is given only the parts that its tests need.
@@ -56,47 +58,36 @@ _JUDGES = {
     "T": """def T(i, v):
  return None if v is True else f"{i} got {v!r}"
 """,
-    "J": """def P(v, type=type, A=(int, float, bool, str, bytes, complex, type(None)), B=(tuple, frozenset)):
- if type(v) not in B: return type(v) in A
- for x in v:
-  if not P(x): return False
- return True
-def S(v, e, type=type, isinstance=isinstance, len=len, range=range, A=(int, float, bool, complex),
+    "J": """def P(v, type=type, all=all, B=(tuple, frozenset),
+      A=(int, float, bool, str, bytes, complex, type(None))):
+ return type(v) in A or type(v) in B and all([P(x) for x in v])
+def S(v, e, type=type, isinstance=isinstance, len=len, all=all, zip=zip, A=(int, float, bool, complex),
       list=list, tuple=tuple, dict=dict, B=(set, frozenset)):
  t = type(e)
  if t in A: return type(v) in A and v == e
  if t is list or t is tuple:
-  if not isinstance(v, t) or len(v) != len(e): return False
-  for i in range(len(e)):
-   if not S(v[i], e[i]): return False
-  return True
+  return isinstance(v, t) and len(v) == len(e) and all([S(x, y) for x, y in zip(v, e)])
  if t is dict:
-  if not isinstance(v, dict) or len(v) != len(e): return False
-  for k in v:
-   if not P(k) or k not in e or not S(v[k], e[k]): return False
-  return True
- if t in B:
-  if not isinstance(v, B) or len(v) != len(e): return False
-  for x in v:
-   if not P(x) or x not in e: return False
-  return True
+  return isinstance(v, t) and len(v) == len(e) and all([P(k) and k in e and S(v[k], e[k]) for k in v])
+ if t in B: return isinstance(v, B) and len(v) == len(e) and all([P(x) and x in e for x in v])
  return type(v) is t and v == e
 E = [EXPECTED]
 def J(i, v):
  return None if S(v, E[i]) else f"{i} got {v!r}"
 """,
 }
-_JUDGES = {kind: re.sub(r"\b([NLTJPSE])\b", r"\1SECRET", code) for kind, code in _JUDGES.items()}
+_SECRET = "\0"  # stands for the check's secret in the judges' names; no Python source can hold it
+_JUDGES = {kind: re.sub(r"\b([NLTJPSE])\b", rf"\g<1>{_SECRET}", code) for kind, code in _JUDGES.items()}
 # What could find or change the judge's names is taken away; the last line of the prelude.
 _CLOSED = "dir = vars = locals = globals = eval = exec = compile = __import__ = None\n"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one check may use. seconds: each for the program and for its tests, so 2 × seconds in all
-    (plus GRACE); memory: bytes of heap; depth: calls; printed: bytes."""
+    """What a check may use. seconds: for the program, and again for its tests; the same once more after
+    a time-out, lest a busy machine decide. memory: bytes of heap; depth: calls; printed: bytes a feed."""
 
-    seconds: float = 0.2
+    seconds: float = 0.15
     memory: int = 16 << 20
     depth: int = 400
     printed: int = 1 << 16
@@ -117,18 +108,18 @@ def one_line(text: str, limit: int = MAX_REASON) -> str:
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
-@dataclass
 class Sandbox:
-    """A pool of one worker, started at the first check, and again after a fork or a failure.
+    """One worker, started at the first check, and again after a fork or when it died.
 
     Use it in a `with` block, or call `close()`. Safe to share between threads (they take turns) and
     to carry across `fork` (the child starts a worker of its own).
     """
 
-    limits: Limits = Limits()
-    _pool: Any = field(default=None, init=False, repr=False)
-    _pid: int = field(default=0, init=False, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._pool: Monty | None = None
+        self._pid = 0
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Sandbox:
         return self
@@ -146,43 +137,48 @@ class Sandbox:
         """Run `program`, then each of `tests` (Python expressions) in its namespace, in order.
 
         A test must be exactly True; of the form `call == value` the two must be the same data, as
-        Python's == sees it. Nothing is left behind for the next check. Never raises on account of
-        the program's text.
+        Python's == sees it. Nothing is left behind for the next check. No text of a program raises.
+
+        Raises:
+            ValueError: if the worker cannot be started.
         """
         built = _harness(tuple(tests))
         if isinstance(built, SandboxResult):
             return built
-        prelude, calls = built
-        for attempt in (0, 1):
+        for _ in range(2):  # twice: a death or a time-out may be somebody else's doing
             try:
-                return self._check(program, prelude, calls, tests)
-            except (MontyCrashedError, OSError, RuntimeError) as error:
-                if getattr(error, "timed_out", False):
-                    return SandboxResult("fail", "program: time limit exceeded")
-                if attempt:
-                    return SandboxResult("fail", "program: the worker died of it, twice")
-                self.close()  # perhaps somebody else's doing: once more, in a new worker
-        raise AssertionError("unreachable")
+                result = self._check(program, *built, tests)
+                if not result.reason.endswith(_SLOW):
+                    break
+            except MontyCrashedError as error:
+                result = SandboxResult("fail", _SLOW if error.timed_out else "the program ends its worker")
+            except (OSError, RuntimeError) as error:
+                self.close()
+                what = f"the code sandbox does not start: {one_line(str(error))}; reinstall pydantic-monty"
+                raise ValueError(what) from error
+        return result
 
     def _check(self, program: str, prelude: str, calls: str, tests: Sequence[str]) -> SandboxResult:
-        secret = "_" + secrets.token_hex(8)
+        secret, said = "_" + secrets.token_hex(8), None
         with self._session() as session:
             # The closing 0: what a feed ends with is returned, and no value may leave.
-            _, error = self._feed(session, f"{prelude.replace('SECRET', secret)}{program}\n\n0")
-            if error is not None:
-                what = _words(error).replace(secret, "")
-                if what.startswith(_UNKNOWN) and self._unparsed(program):
-                    return SandboxResult("abstain", one_line("not in the sandbox's Python: " + what[len(_UNKNOWN) :]))
-                return SandboxResult("fail", one_line("program: " + what))
-            said, error = self._feed(session, calls.replace("SECRET", secret))
+            _, error = self._feed(session, f"{prelude.replace(_SECRET, secret)}{program}\n\n0")
+            where = "program: "
+            if error is None:
+                said, error = self._feed(session, calls.replace(_SECRET, secret))
+                where = "" if error is None else _where(error, tests)
         if error is not None:
-            return SandboxResult("fail", one_line(_where(error, tests) + _words(error).replace(secret, "")))
+            what = _words(error).replace(secret, "")
+            if where == "program: " and what.startswith(_UNKNOWN) and self._unparsed(program):
+                what = what.removeprefix(_UNKNOWN)
+                return SandboxResult("abstain", one_line("not in the sandbox's Python: " + what))
+            return SandboxResult("fail", one_line(where + what))
         if said == "ok":
             return SandboxResult("pass", f"{len(tests)} tests passed")
         number, _, what = str(said).partition(" ")
-        return SandboxResult("fail", one_line(f"test {int(number) + 1} ({tests[int(number)]}): {what}"))
+        return SandboxResult("fail", one_line(f"{_title(int(number), tests)}{what}"))
 
-    def _feed(self, session: Any, code: str) -> tuple[Any, MontyError | None]:
+    def _feed(self, session: MontySession, code: str) -> tuple[Any, MontyError | None]:
         """Return (value, None), or (None, the program's exception); a dead worker raises."""
         try:
             return session.feed_run(code, print_callback=CollectString(self.limits.printed)), None
@@ -191,12 +187,13 @@ class Sandbox:
         except MontyError as error:
             return None, error
 
-    def _session(self) -> Any:
-        """Return a new session: nothing of another check is in it. Clock and random start are fixed."""
+    def _session(self) -> MontySession:
+        """Return a new session: nothing of another check is in it. Sleep is none, randomness seeded."""
         with self._lock:
             if self._pool is None or self._pid != os.getpid():
-                _abandoned.append(self._pool)  # after a fork: the parent's, which its destructor would stop
-                pool = Monty(min_processes=1, max_processes=1, request_timeout=self.limits.seconds + GRACE,
+                _abandoned.append(self._pool)  # after a fork it is the parent's: its destructor must not run
+                seconds = self.limits.seconds + GRACE
+                pool = Monty(max_processes=1, checkout_timeout=60.0, request_timeout=seconds,
                              feed_duration_limit_grace=GRACE, turn_duration_limit_grace=GRACE)  # fmt: skip
                 self._pool, self._pid = pool.__enter__(), os.getpid()
             pool = self._pool
@@ -216,18 +213,15 @@ class Sandbox:
 
 @functools.lru_cache(maxsize=4096)
 def _harness(tests: tuple[str, ...]) -> tuple[str, str] | SandboxResult:
-    """Return the source that goes before the program and the source that goes after, names SECRET."""
+    """Return the source that goes before the program and the source that goes after it."""
     calls, kinds, expected = [], set(), []
     for i, test in enumerate(tests):
         try:
-            node = ast.parse(test.strip(), mode="eval").body
+            kind, call, value = _form(ast.parse(test.strip(), mode="eval").body)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return SandboxResult("abstain", one_line(f"test {i + 1} is not a Python expression: {test}"))
-        left, right = _sides(node)
-        kind = _kind(right)
-        value = f", {ast.unparse(right)}" if right is not None and kind in "NL" else ""
-        calls.append(f"{kind}SECRET({i}, {ast.unparse(left)}{value})")
-        expected.append(ast.unparse(right) if right is not None and kind == "J" else "0")
+        calls.append(f"{kind}{_SECRET}({i}, {call}{', ' + value if kind in 'NL' else ''})")
+        expected.append(value if kind == "J" else "0")
         kinds.add(kind)
     if not tests:
         return SandboxResult("abstain", "there are no tests")
@@ -235,33 +229,26 @@ def _harness(tests: tuple[str, ...]) -> tuple[str, str] | SandboxResult:
     return judges + _CLOSED, "(\n" + "\nor ".join(calls) + "\nor 'ok')"
 
 
-def _kind(value: ast.expr | None) -> str:
-    """Return the judge for an expected value: N a number, L a list of numbers, J another, T none given."""
+def _form(node: ast.expr) -> tuple[str, str, str]:
+    """Return (judge, call, value) of `call == value`, either way round; ("T", test, "") of another."""
+    if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], ast.Eq):
+        a, b = node.left, node.comparators[0]
+        for call, value in ((a, b), (b, a)):
+            # Known beforehand: it hangs on literals and builtins alone.
+            if not any(isinstance(n, ast.Attribute) or getattr(n, "id", "len") not in _PURE
+                       for n in ast.walk(value)):  # fmt: skip
+                return _judge(value), ast.unparse(call), ast.unparse(value)
+    return "T", ast.unparse(node), ""
+
+
+def _judge(value: ast.expr) -> str:
     try:
-        known = ast.literal_eval(value) if value is not None else None
+        known = ast.literal_eval(value)
     except ValueError:
         return "J"
-    if isinstance(known, int | float | complex):
+    if isinstance(known, _NUMBER):
         return "N"
-    flat = isinstance(known, list) and all(isinstance(x, int | float | complex) for x in known)
-    return "T" if value is None else "L" if flat else "J"
-
-
-def _sides(node: ast.expr) -> tuple[ast.expr, ast.expr | None]:
-    """Return (call, value) of `call == value`, either way round; (the whole test, None) of any other."""
-    if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], ast.Eq):
-        left, right = node.left, node.comparators[0]
-        if _is_pure(right):
-            return left, right
-        if _is_pure(left):
-            return right, left
-    return node, None
-
-
-def _is_pure(node: ast.expr) -> bool:
-    """Return whether the value hangs on literals and builtins alone, so that it is known beforehand."""
-    return all(not isinstance(n, ast.Name | ast.Attribute) or isinstance(n, ast.Name) and n.id in _PURE
-               for n in ast.walk(node))  # fmt: skip
+    return "L" if isinstance(known, list) and all(isinstance(x, _NUMBER) for x in known) else "J"
 
 
 def _words(error: MontyError) -> str:
@@ -273,11 +260,14 @@ def _words(error: MontyError) -> str:
 
 
 def _where(error: MontyError, tests: Sequence[str]) -> str:
-    """Return which test an exception came from, by the line of the harness."""
+    """Return which test an exception came from, by its line in the harness."""
     frames = error.traceback() if hasattr(error, "traceback") else []
-    lines = [f.line for f in frames if f.filename == "<python-input-1>"]
-    i = lines[0] - 2 if lines else -1
-    return f"test {i + 1} ({tests[i]}): " if 0 <= i < len(tests) else "tests: "
+    lines = [f.line - 2 for f in frames if f.filename == "<python-input-1>"]
+    return _title(lines[0], tests) if lines and 0 <= lines[0] < len(tests) else "tests: "
+
+
+def _title(i: int, tests: Sequence[str]) -> str:
+    return f"test {i + 1} ({one_line(tests[i], 60)}): "
 
 
 _abandoned: list[Any] = []

@@ -30,7 +30,7 @@ def score(reward_model: RewardModel, rows: Sequence[tuple[Prompt, str]], batch_s
         batch = order[start : start + batch_size]
         for i, reward in zip(batch, _rewards(reward_model, [ids[i] for i in batch]), strict=True):
             if not math.isfinite(reward):
-                raise ValueError(f"{rows[i][0].id}: reward is {reward}; train the reward model again with a lower learning rate")
+                raise ValueError(f"{rows[i][0].id}: reward is {reward}; train it again with a lower learning rate")
             out[i] = reward
     return out
 

@@ -1,0 +1,234 @@
+"""The command line: one clear line for a mistake, nothing heavy before it is needed, nothing lost."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llama3_lab import cli, doctor
+from llama3_lab.profiles import TINY, override
+from llama3_lab.records import RunReport
+from llama3_lab.store import RunFolder, to_json, write_records
+
+REPORT = RunReport("r", "tiny", "d", "paper", 1, 1, (), (), (), (), (), (), (), 60.0, 1.0)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty working folder, and a loop that records what it was asked for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LLAMA3_LAB_DEBUG", raising=False)
+    asked = []
+
+    def run_loop(profile, out):
+        asked.append((profile, out))
+        RunFolder(out, profile).close()
+        return REPORT
+
+    fake(monkeypatch, "llama3_lab.pipeline.rounds", run_loop=run_loop)
+    fake(monkeypatch, "llama3_lab.course.page", render_page=lambda report: f"<html>{report.name}</html>")
+    fake(monkeypatch, "llama3_lab.course.views", table_stages=lambda report: "the table")
+    return asked
+
+
+def fake(monkeypatch, name, **members):
+    module = types.ModuleType(name)
+    vars(module).update(members)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+def fails(capsys, *argv) -> str:
+    """Run a command that must fail with exit code 2; return its one line."""
+    assert cli.main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("llama3-lab: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = "import sys; from llama3_lab import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'transformers', 'trl', 'matplotlib', 'numpy', 'psutil'} & set(sys.modules)))"
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "doctor | run | report" in done.stdout
+    assert min(seconds) < 0.5
+
+
+def test_the_version_is_the_package_s(capsys):
+    from llama3_lab import __version__
+
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_a_run_builds_its_profile_writes_the_report_and_says_where(place, capsys):
+    argv = ["run", "--rounds", "2", "--order", "field_report", "--seed", "7", "--set", "sft.max_steps=3", "--set",
+            "sampling.k=4"]  # fmt: skip
+    assert cli.main(argv) == 0
+    ((profile, out),) = place
+    expected = TINY
+    for setting in ("rounds=2", "order=field_report", "seed=7", "sft.max_steps=3", "sampling.k=4"):
+        expected = override(expected, setting)
+    assert replace(profile, model=TINY.model) == expected
+    assert Path(profile.model.path).samefile(ROOT / "data" / "tiny_base")  # found from any folder
+    assert out == Path("runs/tiny-field_report-seed7")
+    assert json.loads((out / "report.json").read_text()) == to_json(REPORT)
+    assert (out / "report.html").read_text() == "<html>r</html>"
+    printed = capsys.readouterr().out
+    assert "the table" in printed
+    assert "runs/tiny-field_report-seed7/report.html" in printed
+
+
+def test_a_report_is_written_again_from_its_figures(place, capsys):
+    assert cli.main(["run", "--out", "here"]) == 0
+    page = Path("here/report.html")
+    page.unlink()
+    assert cli.main(["report", "here"]) == 0
+    assert page.read_text() == "<html>r</html>"
+    assert "the table" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "doctor | run | report"),
+        (["sing"], "sing"),
+        (["run", "--profile", "9T"], "unknown profile '9T'; there is: tiny"),
+        (["run", "--order", "none"], "order: must be one of paper, field_report, not 'none'"),
+        (["run", "--rounds", "0"], "rounds is 0; it must be from 1"),
+        (["run", "--rounds", "many"], "'rounds' must be"),
+        (["run", "--seed", "-1"], "seed is -1"),
+        (["run", "--set", "sampling.k=0"], "sampling.k is 0"),
+        (["run", "--set", "sft.max_steps=-3"], "sft.fit.max_steps is -3; it must be at least 1"),
+        (["run", "--set", "dpo.beta=0"], "dpo.beta is 0.0"),
+        (["run", "--set", "sampling.temperature=nan"], "sampling.temperature is nan"),
+        (["run", "--set", "reward.edit_share=2"], "reward.edit_share is 2.0; it must be from 0 to 1"),
+        (["run", "--set", "evaluation.split=foo"], "evaluation.split: must be one of validation, test, not 'foo'"),
+        (["run", "--set", "reward.min_strength=great"], "reward.min_strength: must be one of"),
+        (["run", "--set", "model.dtype=int8"], "model.dtype: must be one of float32, bfloat16"),
+        (["run", "--set", "evaluation.best_of_k=4,2"], "write growing numbers"),
+        (["run", "--set", "evaluation.best_of_k=0,2"], "evaluation.best_of_k is 0"),
+        (["run", "--set", "nothing.here=1"], "unknown setting 'nothing.here'"),
+        (["run", "--set", "rounds"], "write name=value"),
+        (["run", "--prompts", "none.jsonl"], "none.jsonl: there is no such file"),
+        (["run", "--wrong"], "unrecognized arguments: --wrong"),
+        (["run", "--set", "model.memory_gb=1e6"], "GB of memory"),
+        (["report", "nowhere"], "nowhere/report.json: there is no such file"),
+        (["doctor", "--profile", "9T"], "unknown profile '9T'"),
+    ],
+)
+def test_a_mistake_costs_one_line_and_writes_nothing(place, capsys, argv, words):
+    assert words in fails(capsys, *argv)
+    assert place == []
+    assert os.listdir() == []
+
+
+def test_every_number_of_a_profile_has_a_range():
+    numbers = {n.rpartition(".")[2] for n, v in cli._settings(TINY) if isinstance(v, int | float | tuple)}
+    assert numbers - {"control", "mask_special"} <= set(cli.RANGES)
+    assert cli.check_profile(TINY) == TINY
+
+
+def test_a_malformed_line_of_the_prompts_is_named(place, capsys):
+    Path("mine.jsonl").write_text('{"id": "a"}\n')
+    assert "mine.jsonl:1: field 'skill' of Prompt is missing" in fails(capsys, "run", "--prompts", "mine.jsonl")
+
+
+def test_no_room_on_the_disk_is_said_before_anything_is_loaded(place, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "free_disk_gb", lambda folder: 0.01)
+    assert "0.01 GB are free for runs/" in fails(capsys, "run")
+    assert place == []
+
+
+def test_other_settings_in_the_same_folder_are_refused_and_its_results_stay(place, capsys):
+    assert cli.main(["run", "--out", "here"]) == 0
+    capsys.readouterr()
+    before = {p.name: p.read_bytes() for p in Path("here").iterdir()}
+    assert "sampling.k (there 16, now 4)" in fails(capsys, "run", "--out", "here", "--set", "sampling.k=4")
+    assert {p.name: p.read_bytes() for p in Path("here").iterdir()} == before
+
+
+def test_a_second_run_in_the_same_folder_is_refused_at_once(place, capsys):
+    with RunFolder(Path("here"), cli._profile(cli._parser().parse_args(["run"]))):
+        assert "another run is writing it" in fails(capsys, "run", "--out", "here")
+    assert place == []
+
+
+@pytest.mark.parametrize("content", ["{", '{"name": "r"}', "[]"])
+def test_a_damaged_report_is_named(place, capsys, content):
+    Path("here").mkdir()
+    Path("here/report.json").write_text(content)
+    line = fails(capsys, "report", "here")
+    assert "here/report.json" in line
+    assert "run the same `llama3-lab run` again" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("first line\nsecond line"), "first line second line"),
+        (OSError(28, "No space left on device"), "No space left"),
+        (MemoryError(), "out of memory; close other programs"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), "out of memory"),
+    ],
+)
+def test_an_error_from_the_loop_is_one_line(place, capsys, monkeypatch, error, words):
+    def run_loop(profile, out):
+        raise error
+
+    fake(monkeypatch, "llama3_lab.pipeline.rounds", run_loop=run_loop)
+    monkeypatch.setattr(cli, "_check_room", lambda profile, out: None)
+    assert cli.main(["run"]) == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setenv("LLAMA3_LAB_DEBUG", "1")
+    with pytest.raises(type(error)):
+        cli.main(["run"])
+
+
+def test_an_error_of_ours_keeps_its_traceback(place, monkeypatch):
+    def run_loop(profile, out):
+        raise RuntimeError("shapes do not match")
+
+    fake(monkeypatch, "llama3_lab.pipeline.rounds", run_loop=run_loop)
+    with pytest.raises(RuntimeError, match="shapes"):
+        cli.main(["run"])
+
+
+def test_ctrl_c_says_that_the_same_command_resumes(place, capsys, monkeypatch):
+    def run_loop(profile, out):
+        raise KeyboardInterrupt
+
+    fake(monkeypatch, "llama3_lab.pipeline.rounds", run_loop=run_loop)
+    assert cli.main(["run"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("status", "code"), [("PASS", 0), ("WARN", 0), ("FAIL", 1)])
+def test_the_doctor_s_exit_code_is_for_failures_only(capsys, monkeypatch, status, code):
+    monkeypatch.setattr(doctor, "examine", lambda profile: [doctor.Finding("disk", status, "found", "do this")])
+    assert cli.main(["doctor"]) == code
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].startswith(status)
+    assert ("not ready: disk" in out) is (status == "FAIL")
+
+
+def test_a_run_says_whether_it_goes_on(place, capsys):
+    assert cli.main(["run", "--out", "here"]) == 0
+    assert "runs in here" in capsys.readouterr().err
+    write_records(Path("here/stages.jsonl"), [])
+    assert cli.main(["run", "--out", "here"]) == 0
+    assert "goes on in here" in capsys.readouterr().err
