@@ -161,7 +161,7 @@ def _check_room(profile: Profile, out: Path) -> None:
 def _report(args: argparse.Namespace) -> int:
     path = args.folder / "report.json"
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; a run writes it at its end: `llama3-lab run --out {args.folder}`")
+        raise ValueError(f"{path}: there is no such file; finish the run: llama3-lab run --out {args.folder}")
     try:
         data = json.loads(read_text(path))
     except ValueError as error:

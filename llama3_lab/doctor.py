@@ -131,7 +131,7 @@ def _device(profile: Profile) -> Iterator[Finding]:
         return
     found = f"cuda ({torch.cuda.get_device_name(0)})" if torch.cuda.is_available() else "cpu"
     if wanted.startswith("cuda") and found == "cpu":
-        yield Finding("device", "FAIL", f"no CUDA device, profile {profile.name} wants {wanted}", "--set model.device=cpu")
+        yield Finding("device", "FAIL", f"no CUDA, profile {profile.name} wants {wanted}", "--set model.device=cpu")
     else:
         yield Finding("device", "PASS", f"{found}; profile {profile.name} uses {wanted}")
 
@@ -189,7 +189,7 @@ def _base_model(profile: Profile) -> Iterator[Finding]:
         what = f"missing: {', '.join(missing)}" if missing else f"altered: {', '.join(altered)}"
         yield Finding("base model", "FAIL", f"{wanted}, {what}", f"restore it: git checkout -- {wanted}")
     elif not recorded:
-        yield Finding("base model", "WARN", f"{wanted}, digests not recorded", "compare it with where you got it from")
+        yield Finding("base model", "WARN", f"{wanted}, no digests known", "compare it with its source")
     else:
         yield Finding("base model", "PASS", f"{wanted}, {len(recorded)} files intact")
 

@@ -59,7 +59,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One sampled answer. `finished` is False where the answer was cut off at the cap.
+    """One sampled answer. `finished`: ended by its format's own token, <|eot_id|> in a chat.
+
+    False where it was cut off at the cap, or ended by another stop token.
 
     policy: name of the checkpoint that wrote it. temperature: 0.0 means greedy. logprob: sum over
     the answer's tokens of its log-probability at temperature 1, in nats, ≤ 0.

@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What each token that opens or ends a turn is made to look like: "<start>user<end>\n\n" reads as
-# "\n\nuser:\n\n", the turn's end as the text's end.
+# (read like, said like): whose embedding and whose output row a token of the format starts from.
+# "<start>user<end>\n\n" reads as "\n\nQ:\n\n". A turn's end reads as the blank line between question
+# and answer, and is said where a text ends; the end-of-text token itself is never read by a base.
 LOOK_ALIKES = {
-    "<|start_header_id|>": "\n\n",
-    "<|end_header_id|>": ":",
-    "<|eot_id|>": "<|end_of_text|>",
-    "<|eom_id|>": "<|end_of_text|>",
+    "<|start_header_id|>": ("\n\n", "\n\n"),
+    "<|end_header_id|>": (":", ":"),
+    "<|eot_id|>": ("\n\n", "<|end_of_text|>"),
+    "<|eom_id|>": ("\n\n", "<|end_of_text|>"),
 }
-ROLE_LOOK_ALIKES = {"user": "Q", "assistant": "A"}
+ROLE_LOOK_ALIKES = {"user": ("Q", "Q"), "assistant": ("A", "A")}
 TRAINED_SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>")
 NOISE = 0.1  # of the trained rows' standard deviation, so that two copies of one row differ
 
@@ -36,7 +37,7 @@ def untrained_ids(tokenizer: Any) -> list[int]:
 def prepare_special_rows(model: Any, tokenizer: Any, seed: int) -> None:
     """Give the untrained tokens of a base's chat format rows from which finetuning can start; in place.
 
-    Tokens in LOOK_ALIKES: embedding and output row become copies of a trained token's rows, plus
+    Tokens in LOOK_ALIKES: embedding and output row become copies of trained tokens' rows, plus
     noise of a tenth of the trained rows' spread. The other untrained ones (`untrained_ids`: pad,
     reserved, python_tag, ...): the embedding becomes the mean trained row plus such noise; the
     output row stays, since nobody should say them. A role word that is a single token and that the
@@ -53,7 +54,7 @@ def prepare_special_rows(model: Any, tokenizer: Any, seed: int) -> None:
     for layer in [embedding, *([head] if head is not None else [])]:
         rows_VD = layer.weight.data[: len(tokenizer)]
         mean_D, spread_D = rows_VD[trained].mean(0), rows_VD[trained].std(0)
-        plan = {tokenizer.convert_tokens_to_ids(t): rows_VD[_last_id(tokenizer, like)] for t, like in copies.items()}
+        plan = {_last_id(tokenizer, t): rows_VD[_last_id(tokenizer, like[layer is head])] for t, like in copies.items()}
         if layer is embedding:
             plan |= dict.fromkeys(rest, mean_D)
         for i, row_D in plan.items():
@@ -65,7 +66,7 @@ def _last_id(tokenizer: Any, text: str) -> int:
     return tokenizer(text, add_special_tokens=False).input_ids[-1]
 
 
-def _unseen_roles(rows_VD: Tensor, trained: Tensor, tokenizer: Any) -> dict[str, str]:
+def _unseen_roles(rows_VD: Tensor, trained: Tensor, tokenizer: Any) -> dict[str, tuple[str, str]]:
     """Return the role words whose embeddings are nearer in length to the untrained rows than to the trained."""
     norms_V = rows_VD[: len(tokenizer)].float().norm(dim=1)
     halfway = (norms_V[~trained].median() + norms_V[trained].median()) / 2

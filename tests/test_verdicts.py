@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llama3_lab.pipeline import verdicts
 from llama3_lab.pipeline.verdicts import check_steps, check_text, verify
-from llama3_lab.records import Candidate, Check, Prompt
+from llama3_lab.records import Candidate, Check, Prompt, Verdict
 from llama3_lab.world import arithmetic, orderings, programs
 
 SUM = Prompt("a1", "arithmetic", "Ann has 7 pens, buys 5, loses 3. How many pens?", "train", 1,
@@ -57,7 +57,9 @@ def test_numbers_that_are_not_plain_integers(answer: str, said: str, outcome: st
     assert check_text(prompt, f"Answer: {said}").outcome == outcome
 
 
-@pytest.mark.parametrize("text", ["", "9", "Answer:", "Answer: \n", "answer is 9", "Answer: 9\nI hope it helps"])
+@pytest.mark.parametrize(
+    "text", ["", "9", "Answer:", "Answer: \n", "answer is 9", "Answer: 9\nI hope it helps"]
+)
 def test_no_answer_on_the_last_line_is_no_answer(text: str) -> None:
     for prompt in (SUM, ORDER):
         verdict = check_text(prompt, text)
@@ -144,7 +146,7 @@ def test_an_answer_cut_off_at_the_cap_fails_however_right_and_whatever_its_twin_
 def test_verify_keeps_length_and_order_and_checks_equal_texts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, str]] = []
 
-    def counted(prompt: Prompt, text: str) -> verdicts.Verdict:
+    def counted(prompt: Prompt, text: str) -> Verdict:
         seen.append((prompt.id, text))
         return check_text(prompt, text)
 
@@ -173,7 +175,9 @@ def test_the_worlds_right_answers_pass_and_its_flawed_authors_are_caught(skill) 
 
 
 LINES = st.one_of(
-    st.sampled_from(["7+5=12", "12-3=9", "Ann > Bob > Cid", "Ann >", ">", "=", "Answer: 9", "Answer:", "Answer: 1/0"]),
+    st.sampled_from(
+        ["7+5=12", "12-3=9", "Ann > Bob > Cid", "Ann >", ">", "=", "Answer: 9", "Answer:", "Answer: 1/0"]
+    ),
     st.text(max_size=30),
     st.text("0123456789+-*/=.,%$\\{}()^ frac", max_size=20).map("Answer: ".__add__),
 )

@@ -118,8 +118,9 @@ def _candidate(prompt: Prompt, tokens_T: Tensor, logprobs_T: Tensor, policy: Pol
     ended = torch.isin(tokens_T, stops).nonzero()
     n = int(ended[0]) + 1 if len(ended) else len(tokens_T)
     text = policy.tokenizer.decode(tokens_T[: n - bool(len(ended))], skip_special_tokens=False)
-    return Candidate(prompt, text, policy.name, how.temperature, how.seed, n, bool(len(ended)),
-                     float(logprobs_T[:n].sum()))  # fmt: skip
+    # Ended by another stop token (a base's <|end_of_text|> in a chat) is not finished: not well-formed.
+    finished = bool(len(ended)) and int(tokens_T[n - 1]) == int(stops[0])
+    return Candidate(prompt, text, policy.name, how.temperature, how.seed, n, finished, float(logprobs_T[:n].sum()))
 
 
 def _uniforms(ids: Sequence[str], how: Sampling) -> Tensor:

@@ -109,16 +109,15 @@ def one_line(text: str, limit: int = MAX_REASON) -> str:
 
 
 class Sandbox:
-    """One worker, started at the first check, and again after a fork or when it died.
+    """One worker, started at the first check, and again when it died.
 
-    Use it in a `with` block, or call `close()`. Safe to share between threads (they take turns) and
-    to carry across `fork` (the child starts a worker of its own).
+    Use it in a `with` block, or call `close()`. Threads may share it (they take turns). A process that
+    was forked after the first check cannot use any: its copy of the pool's threads does not run.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._pool: Monty | None = None
-        self._pid = 0
         self._lock = threading.Lock()
 
     def __enter__(self) -> Sandbox:
@@ -130,7 +129,7 @@ class Sandbox:
     def close(self) -> None:
         """Stop the worker; a later check starts a new one."""
         pool, self._pool = self._pool, None
-        if pool is not None and self._pid == os.getpid():
+        if pool is not None and _pids == {os.getpid()}:
             pool.__exit__(None, None, None)
 
     def run_tests(self, program: str, tests: Sequence[str]) -> SandboxResult:
@@ -140,7 +139,7 @@ class Sandbox:
         Python's == sees it. Nothing is left behind for the next check. No text of a program raises.
 
         Raises:
-            ValueError: if the worker cannot be started.
+            ValueError: if the worker cannot be started, or this process is a fork of one that checked.
         """
         built = _harness(tuple(tests))
         if isinstance(built, SandboxResult):
@@ -190,12 +189,14 @@ class Sandbox:
     def _session(self) -> MontySession:
         """Return a new session: nothing of another check is in it. Sleep is none, randomness seeded."""
         with self._lock:
-            if self._pool is None or self._pid != os.getpid():
-                _abandoned.append(self._pool)  # after a fork it is the parent's: its destructor must not run
+            _pids.add(os.getpid())
+            if len(_pids) > 1:
+                raise ValueError("the code sandbox does not survive a fork; start this process with spawn")
+            if self._pool is None:
                 seconds = self.limits.seconds + GRACE
                 pool = Monty(max_processes=1, checkout_timeout=60.0, request_timeout=seconds,
                              feed_duration_limit_grace=GRACE, turn_duration_limit_grace=GRACE)  # fmt: skip
-                self._pool, self._pid = pool.__enter__(), os.getpid()
+                self._pool = pool.__enter__()
             pool = self._pool
         return pool.checkout(
             limits={"max_feed_duration_secs": self.limits.seconds, "max_memory": self.limits.memory,
@@ -270,7 +271,7 @@ def _title(i: int, tests: Sequence[str]) -> str:
     return f"test {i + 1} ({one_line(tests[i], 60)}): "
 
 
-_abandoned: list[Any] = []
+_pids: set[int] = set()  # that checked something: this process, and what it was forked from
 _default = Sandbox()
 atexit.register(_default.close)
 

@@ -183,7 +183,7 @@ for report in (report_1, report_2):
 # %%
 from llama3_lab.course import views
 
-_ = views.figure_funnel(report_1)
+views.figure_funnel(report_1)
 
 # %% [markdown]
 # ## Did it learn? The gain beside its control
