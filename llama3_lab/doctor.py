@@ -147,8 +147,8 @@ def _threads(profile: Profile) -> Iterator[Finding]:
     if wanted > cores:
         yield Finding("threads", "WARN", found, f"more threads than cores are slow: --set model.threads={cores}")
     elif wanted > 1 and cores - busy < wanted - 0.5:
-        yield Finding("threads", "WARN", f"{found}, {busy:.1f} cores are busy", "a shared core can cost up to 20 times: "
-                      "stop the other work or --set model.threads=1")
+        remedy = "a shared core can cost up to 20 times: stop the other work or --set model.threads=1"
+        yield Finding("threads", "WARN", f"{found}, {busy:.1f} cores are busy", remedy)
     else:
         yield Finding("threads", "PASS", found)
 

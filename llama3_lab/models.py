@@ -23,9 +23,11 @@ from llama3_lab.world.corpus import base_text
 
 __all__ = [
     "Policy", "RewardModel", "answer_logprobs", "encode_answers", "encode_prompt", "load_policy", "load_reward_model",
-    "lora_config", "new_reward_model", "pad_rows", "prepare_special_rows", "quiet", "stop_ids", "untrained_ids",
+    "lora_config", "new_reward_model", "pad_rows", "prepare_special_rows", "quiet", "stop_ids", "token_logprobs",
+    "untrained_ids",
 ]  # fmt: skip
 Style = Literal["chat", "base"]
+EncodedRow = tuple[list[int], list[int]]  # token ids of a prompt and of an answer
 END_OF_TURN = "<|eot_id|>"
 PAD = "<|finetune_right_pad_id|>"
 STAND_IN = "data/tiny_base"
@@ -228,23 +230,33 @@ def answer_logprobs(
     """
     known = {text: encode_prompt(policy.tokenizer, text, style) for text, _ in dict.fromkeys(rows)}
     answers = encode_answers(policy.tokenizer, [a for _, a in rows], style)
-    encoded = [(known[text], ids) for (text, _), ids in zip(rows, answers, strict=True)]
-    order = sorted(range(len(rows)), key=lambda i: len(encoded[i][0]) + len(encoded[i][1]))
-    out = [0.0] * len(rows)
+    return token_logprobs(policy, [(known[text], ids) for (text, _), ids in zip(rows, answers, strict=True)], (), batch_size)
+
+
+def token_logprobs(
+    policy: Policy, encoded: Sequence[EncodedRow], ignored: Sequence[int] = (), batch_size: int = 64
+) -> list[float]:
+    """Return, for each (prompt ids, answer ids), the answer's summed log-probability, in nats.
+
+    Answer tokens among `ignored` are read but do not count. Batches hold rows of like lengths.
+    """
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]) + len(encoded[i][1]))
+    out = [0.0] * len(encoded)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        for i, value in zip(batch, _sum_logprobs(policy, [encoded[i] for i in batch]), strict=True):
+        for i, value in zip(batch, _sum_logprobs(policy, [encoded[i] for i in batch], ignored), strict=True):
             out[i] = value
     return out
 
 
 @torch.inference_mode()
-def _sum_logprobs(policy: Policy, batch: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+def _sum_logprobs(policy: Policy, batch: Sequence[EncodedRow], ignored: Sequence[int]) -> list[float]:
     model = policy.model
     ids_BT, mask_BT = pad_rows([p + a for p, a in batch], policy.tokenizer.pad_token_id, model.device)
     answer_BT = mask_BT.bool()
     for row, (prompt, _) in enumerate(batch):
         answer_BT[row, : len(prompt)] = False
+    answer_BT &= ~torch.isin(ids_BT, torch.tensor(ignored, dtype=torch.long, device=model.device))
     hidden_BTD = model.model(ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
     # Only the positions that predict an answer token go through the output layer.
     logits_NV = model.lm_head(hidden_BTD[:, :-1][answer_BT[:, 1:]]).float()

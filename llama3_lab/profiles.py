@@ -75,9 +75,9 @@ class Sft:
 class Reward:
     """Bradley–Terry without margin (§4.1.2) on pairs of at least `min_strength`."""
 
-    fit: Fit = field(default_factory=lambda: Fit(learning_rate=2e-3, max_steps=100))
+    fit: Fit = field(default_factory=lambda: Fit(learning_rate=2e-3, max_steps=80))
     lora: Lora = field(default_factory=Lora)
-    pairs: int = 800  # annotated per round
+    pairs: int = 1600  # annotated before round one; later rounds add theirs
     edit_share: float = 0.15
     min_strength: Literal[
         "marginally better", "slightly better", "better", "significantly better"
@@ -88,12 +88,12 @@ class Reward:
 class Dpo:
     """β and the NLL weight are the paper's (§4.1.4). `runs` runs of one stage are averaged (§4.1.5)."""
 
-    fit: Fit = field(default_factory=lambda: Fit(learning_rate=2e-3, max_steps=40))
+    fit: Fit = field(default_factory=lambda: Fit(learning_rate=1e-3, max_steps=40))
     lora: Lora = field(default_factory=Lora)
     beta: float = 0.1
     nll_weight: float = 0.2
     mask_special: bool = True
-    pairs: int = 800  # annotated per round, for DPO: the newest batch only
+    pairs: int = 1600  # annotated per round at the most, for DPO: the newest batch only
     runs: int = 2
 
 

@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -58,12 +58,18 @@ def test_help_is_quick_and_imports_nothing_heavy():
     code += "print(sorted({'torch', 'transformers', 'trl', 'matplotlib', 'numpy', 'psutil'} & set(sys.modules)))"
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = processor_seconds()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(processor_seconds() - before)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "doctor | run | report" in done.stdout
     assert min(seconds) < 0.5
+
+
+def processor_seconds() -> float:
+    """Processor time of finished child processes: the wall clock of a busy machine proves nothing."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_the_version_is_the_package_s(capsys):

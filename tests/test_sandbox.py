@@ -1,4 +1,4 @@
-"""The sandbox: right programs pass; wrong, hostile and cheating ones fail in time and leave nothing behind."""
+"""The sandbox: right programs pass; wrong, hostile and cheating ones fail in time and leave no trace."""
 
 from __future__ import annotations
 
@@ -78,12 +78,13 @@ FAKES = {  # each would pass if a test were only "is the expression truthy?"
     "fake __eq__ and __repr__": "class A:\n def __eq__(s, o): return True\n def __repr__(s): return '14'\n"
                                 "def f(xs): return A()",
     "fake __eq__ in a list subclass": "class A(list):\n def __eq__(s, o): return True\ndef f(xs): return A()",
-    "rebound type": "class A:\n def __eq__(s, o): return True\ntype = lambda x: int\nisinstance = lambda x, t: True\n"
+    "rebound type": "class A:\n def __eq__(s, o): return True\n"
+    "type = lambda x: int\nisinstance = lambda x, t: True\n"
                     "def f(xs): return A()",
-    "rebound everything": "len = all = zip = list = lambda *a: True\nint = float = str = True\ndef f(xs): return 1",
+    "rebound everything": "len = all = zip = list = lambda *a: True\nint = float = True\ndef f(xs): return 1",
     "prints what is expected": "def f(xs): print('ok', 14, 0)",
     "hunts the judge by name": "def f(xs): return 1\nfor n in list(locals()): exec(n + ' = lambda *a: None')",
-    "hunts the judge when called": "def f(xs):\n for n in list(globals()): exec('global ' + n + '; ' + n + '=min')",
+    "hunts the judge when called": "def f(xs):\n for n in list(globals()): exec(f'global {n}; {n}=min')",
 }  # fmt: skip
 HOSTILE = {**{k: f"def f(xs):\n {v}" for k, v in IN_BODY.items()}, **AS_TEXT, **FAKES}
 
@@ -153,9 +154,11 @@ def test_nothing_leaks_from_one_check_to_the_next() -> None:
 
 @pytest.mark.parametrize("value, expected, same", [
     ("3", "3", True), ("3.0", "3", True), ("True", "1", True), ("'3'", "3", False), ("None", "0", False),
-    ("[1, 2]", "[1, 2]", True), ("(1, 2)", "[1, 2]", False), ("[1, '2']", "[1, 2]", False), ("[]", "[]", True),
+    ("[1, 2]", "[1, 2]", True), ("(1, 2)", "[1, 2]", False), ("[1, '2']", "[1, 2]", False),
+    ("[]", "[]", True),
     ("[[1], (2,)]", "[[1], (2,)]", True), ("[[1], [2]]", "[[1], (2,)]", False), ("'ab'", "'ab'", True),
-    ("{'a': [1]}", "{'a': [1]}", True), ("{'a': [1], 'b': 2}", "{'a': [1]}", False), ("{}", "{'a': 1}", False),
+    ("{'a': [1]}", "{'a': [1]}", True), ("{'a': [1], 'b': 2}", "{'a': [1]}", False),
+    ("{}", "{'a': 1}", False),
     ("{1, 2}", "set((1, 2))", True), ("{1}", "set((1, 2))", False), ("frozenset([1])", "{1}", True),
     ("None", "None", True), ("-2", "-2", True), ("b'a'", "b'a'", True), ("range(3)", "[0, 1, 2]", False),
     ("A()", "{1}", False), ("[A()]", "[1]", False), ("[A()]", "['a']", False), ("{A()}", "{1}", False),
@@ -267,9 +270,12 @@ def test_one_line() -> None:
 
 
 TOKENS = st.lists(st.sampled_from([
-    "def f(xs):", "\n", "\n ", "\n  ", "return ", "xs", "x", "for x in xs", "if ", "[", "]", "(", ")", " > ", "4", "sum",
-    "while True:", "try:", "except:", "finally:", "raise", "lambda: ", "'", '"""', "\\", "=", "**", "9" * 20, "print",
-    "import os", "class A:", "del x", "yield", "async ", "await ", "global f", "@", "match xs:", "case _:", "f'{xs}'",
+    "def f(xs):", "\n", "\n ", "\n  ", "return ", "xs", "x", "for x in xs", "if ", "[", "]", "(", ")", " > ",
+    "4", "sum",
+    "while True:", "try:", "except:", "finally:", "raise", "lambda: ", "'", '"""', "\\", "=", "**",
+    "9" * 20, "print",
+    "import os", "class A:", "del x", "yield", "async ", "await ", "global f", "@", "match xs:",
+    "case _:", "f'{xs}'",
 ]), max_size=25).map("".join)  # fmt: skip
 
 

@@ -136,7 +136,8 @@ def test_dpo_without_mask_special_counts_the_end_token(sft, tmp_path):
     done = train_dpo(sft, PAIRS[:4], how, tmp_path / "d", SETTINGS, seed=0)
     curves = {c.metric: c.values[0] for c in done.curves}
     assert curves["chosen logp"] == pytest.approx(sum(answer_logprobs(load_policy(sft, SETTINGS), rows)) / 4, abs=1e-3)
-    assert curves["implicit reward margin"] == 0 and curves["preference loss"] == pytest.approx(math.log(2))
+    assert curves["implicit reward margin"] == pytest.approx(0, abs=1e-4)
+    assert curves["preference loss"] == pytest.approx(math.log(2), abs=1e-4)
 
 
 def test_the_reference_stays_the_parent_while_the_policy_moves(sft, tmp_path, monkeypatch):
@@ -169,7 +170,7 @@ def test_preference_loss_is_the_loss_without_its_nll_part(dpo):
     for total, part, nll in zip(curves["loss"], curves["preference loss"], curves["nll"], strict=True):
         assert total == pytest.approx(part + DPO.nll_weight * nll, abs=1e-3)
     zero = torch.zeros(4)
-    assert curves["preference loss"][0] == pytest.approx(dpo_loss(zero, zero, zero, zero, 0.1).item(), abs=1e-5)
+    assert curves["preference loss"][0] == pytest.approx(dpo_loss(zero, zero, zero, zero, 0.1).item(), abs=1e-4)
 
 
 def test_dpo_moves_no_embedding_and_no_output_row(sft, dpo):

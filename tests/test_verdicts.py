@@ -38,8 +38,8 @@ def test_the_right_number_passes_in_every_common_way_of_writing(text: str) -> No
 
 
 @pytest.mark.parametrize("said", [
-    "8", "-9", "\N{MINUS SIGN}9", "- 9", "9.5", "1/9", "9%", "9 or 10", "9, 10", "3*3", "9(9)", "9 million", "not 9",
-    "9e5", "9^9^9^9", "9!", "nine", "9 / 0", "9" * 5000, "٩", "\\Gamma(9999999)",
+    "8", "-9", "\N{MINUS SIGN}9", "- 9", "9.5", "1/9", "9%", "9 or 10", "9, 10", "3*3", "9(9)", "9 million",
+    "not 9", "9e5", "9^9^9^9", "9!", "nine", "9 / 0", "9" * 5000, "٩", "\\Gamma(9999999)",
 ])  # fmt: skip
 def test_a_wrong_or_hedged_number_fails_and_the_reason_is_one_short_line(said: str) -> None:
     verdict = check_text(SUM, f"Answer: {said}")
@@ -48,7 +48,8 @@ def test_a_wrong_or_hedged_number_fails_and_the_reason_is_one_short_line(said: s
 
 
 @pytest.mark.parametrize("answer, said, outcome", [
-    ("1200", "1,200", "pass"), ("1,200", "1200", "pass"), ("1200", "1,20", "fail"), ("1/3", "0.333333", "pass"),
+    ("1200", "1,200", "pass"), ("1,200", "1200", "pass"), ("1200", "1,20", "fail"),
+    ("1/3", "0.333333", "pass"),
     ("1/3", "0.33", "fail"), ("0.5", "50%", "pass"), ("-3", "-3.0", "pass"), ("-3", "3.0", "fail"),
     ("cat", "9", "abstain"),
 ])  # fmt: skip
@@ -135,8 +136,11 @@ def test_the_open_skill_has_no_checker() -> None:
 
 
 def test_an_answer_cut_off_at_the_cap_fails_however_right_and_whatever_its_twin_got() -> None:
-    right = [candidate(p, p.check.answer if p is CODE else t) for p, t in
-             ((SUM, "7+5=12\n12-3=9\nAnswer: 9"), (CODE, ""), (ORDER, "Ann > Bob > Cid\nAnswer: Ann"))]  # fmt: skip
+    right = [
+        candidate(SUM, "7+5=12\n12-3=9\nAnswer: 9"),
+        candidate(CODE, CODE.check.answer),
+        candidate(ORDER, "Ann > Bob > Cid\nAnswer: Ann"),
+    ]
     cut = [candidate(c.prompt, c.text, finished=False) for c in right]
     outcomes = [v.outcome for v in verify([*right, *cut, candidate(OPEN, "x", finished=False)])]
     assert outcomes == ["pass"] * 3 + ["fail"] * 4

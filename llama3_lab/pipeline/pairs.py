@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from random import Random
 
 from llama3_lab.pipeline.demonstrations import by_prompt
@@ -33,6 +34,18 @@ def annotated(first: Sequence[Candidate], second: Sequence[Candidate], edit_shar
             pair = replace(pair, edited=better)
         out.append(pair)
     return out
+
+
+def distinct(candidates: Sequence[Candidate], most: int) -> tuple[list[Candidate], list[Candidate]]:
+    """Return up to `most` disjoint pairs of different finished answers a prompt, as two lists."""
+    first: list[Candidate] = []
+    second: list[Candidate] = []
+    for _, group in groupby(candidates, key=lambda c: c.prompt.id):
+        unique = list({c.text: c for c in group if c.finished and c.text.strip()}.values())
+        couples = list(zip(unique[::2], unique[1::2], strict=False))[:most]
+        first += [a for a, _ in couples]
+        second += [b for _, b in couples]
+    return first, second
 
 
 def from_verdicts(judged: Sequence[Judged], per_prompt: int = 2, seed: int = 0) -> list[PreferencePair]:

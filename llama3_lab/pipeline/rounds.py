@@ -2,8 +2,8 @@
 
 A round of the paper (§4.1, figure 7): reward model → rejection sampling → SFT of the base on the
 winners → DPO on the newest preference batch → averaging. One thing differs, and is said: our newest
-batch is collected after the round's SFT, from the SFT model and the last policy, because at this
-size pairs from an older model alone hurt (EXPERIMENTS.md).
+batch is collected after the round's SFT, from the SFT model itself, because at this size pairs with
+answers of an older model hurt (EXPERIMENTS.md, docs/decisions/0001).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from llama3_lab.records import (
 )  # fmt: skip
 from llama3_lab.store import RunFolder
 from llama3_lab.world.corpus import write
+
+ANSWERS_PER_PAIR = 4  # drawn for each pair of different answers wanted: a trained policy repeats itself
 
 
 def run_loop(profile: Profile, out: Path) -> RunReport:
@@ -74,14 +76,17 @@ def begin(run: Run) -> tuple[Evaluation, ...]:
 
 
 def collect(run: Run, name: str, policies: tuple[str, str], prompts: Sequence[Prompt]) -> list[PreferencePair]:
-    """Return a preference batch: two answers from two policies, and what the annotators say (§4.2.1)."""
+    """Return a preference batch: answers of two policies, or twice of one, compared by annotators (§4.2.1)."""
     rng = Random(seed_of(run.profile, name))
-    n = run.profile.dpo.pairs if name != "batch-0" else run.profile.reward.pairs
-    k = -(-n // len(prompts))
+    part = run.profile.reward if policies[0] != policies[1] else run.profile.dpo
+    k = -(-part.pairs // len(prompts))
 
     def make() -> list[PreferencePair]:
-        first, second = (run.answers(p, prompts, k, f"{name}-{p}") for p in policies)
-        return pairs.annotated(first, second, run.profile.reward.edit_share, rng.randrange(2**31))[:n]
+        if policies[0] != policies[1]:
+            first, second = (run.answers(p, prompts, k, f"{name}-{p}") for p in policies)
+        else:
+            first, second = pairs.distinct(run.answers(policies[0], prompts, ANSWERS_PER_PAIR * k, name), k)
+        return pairs.annotated(first, second, run.profile.reward.edit_share, rng.randrange(2**31))[: part.pairs]
 
     return run.folder.once(name, PreferencePair, make)
 
@@ -99,7 +104,7 @@ def run_round(run: Run, number: int, batches: list[list[PreferencePair]], prompt
         lot = demonstrations.select_at_random(judged, best, seed_of(run.profile, r))
         made.append(run.sft(f"{r}-control", lot))
         evaluations.append(run.scores(f"{r}-control", f"round {number} sft on random", number))
-    batches.append(collect(run, f"batch-{number}", (f"{r}-sft", last), prompts))
+    batches.append(collect(run, f"batch-{number}", (f"{r}-sft", f"{r}-sft"), prompts))
     newest = pairs.strong(batches[-1], run.profile.reward.min_strength)
     made += run.dpo(f"{r}-policy", f"{r}-sft", newest)
     evaluations += [run.scores(f"{r}-dpo-1", f"round {number} dpo", number),

@@ -26,7 +26,16 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, S
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from llama3_lab import profiles
-from llama3_lab.models import load_policy, lora_config, new_reward_model, prepare_special_rows, quiet, stop_ids
+from llama3_lab.models import (
+    Policy,
+    load_policy,
+    lora_config,
+    new_reward_model,
+    prepare_special_rows,
+    quiet,
+    stop_ids,
+    token_logprobs,
+)
 from llama3_lab.pipeline.collating import Rows, comparison_rows, demonstration_rows, preference_rows
 from llama3_lab.pipeline.health import Training, check, read_training
 from llama3_lab.pipeline.pairs import strong, triples
@@ -109,9 +118,9 @@ def train_dpo(
 ) -> Training:
     """Train a new adapter on the policy in `parent` by DPO, with an NLL term on the chosen (§4.1.4).
 
-    The reference is the parent: at every step, the same batch with the adapter switched off. An
-    edited answer stands for the chosen one. With `how.mask_special`, header and end tokens of both
-    answers are left out of every log-probability. `seed` is used in place of how.fit.seed.
+    The reference is the parent: its log-probabilities are taken once, before the new adapter is
+    there. An edited answer stands for the chosen one. With `how.mask_special`, header and end tokens
+    of both answers are left out of every log-probability. `seed` takes the place of how.fit.seed.
 
     Raises:
         ValueError: if there are no pairs, a row cannot be used, or the loss is not finite.
@@ -123,6 +132,7 @@ def train_dpo(
     rows = preference_rows(tokenizer, pairs, how.fit.max_length)
     masked = tuple(tokenizer.convert_tokens_to_ids(t) for t in MASKED_IN_DPO) if how.mask_special else ()
     nll = how.nll_weight != 0
+    columns = {**rows.columns, **_reference(policy, rows, masked)}
     with quiet():
         trainer = _DpoTrainer(
             policy.model, ref_model=None,
@@ -131,9 +141,18 @@ def train_dpo(
                            loss_weights=[1.0, how.nll_weight] if nll else [1.0], label_smoothing=0.0,
                            precompute_ref_log_probs=False, disable_dropout=True),
             data_collator=MaskingCollator(pad_token_id=tokenizer.pad_token_id, masked=masked),
-            train_dataset=Dataset.from_dict(rows.columns), processing_class=tokenizer,
+            train_dataset=Dataset.from_dict(columns), processing_class=tokenizer,
             peft_config=lora_config(how.lora, "CAUSAL_LM"), callbacks=[_Progress(_stage(out), "DPO")])  # fmt: skip
+    trainer.precompute_ref_logps = True  # they are in the columns; TRL's own way hashes and caches on disk
     return _finish(trainer, tokenizer, rows, out, started)
+
+
+def _reference(policy: Policy, rows: Rows, masked: tuple[int, ...]) -> dict[str, list[float]]:
+    """Return the parent's log-probabilities of both answers, under the names that TRL reads."""
+    prompts, n = rows.columns["prompt_ids"], len(rows)
+    both = zip(prompts * 2, rows.columns["chosen_ids"] + rows.columns["rejected_ids"], strict=True)
+    logps = token_logprobs(policy, list(both), masked)
+    return {"ref_chosen_logps": logps[:n], "ref_rejected_logps": logps[n:]}
 
 
 @dataclass

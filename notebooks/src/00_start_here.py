@@ -40,7 +40,7 @@
 from llama3_lab import doctor
 
 for finding in doctor.examine("tiny"):
-    if finding.name in ("base model", "sandbox", "torch"):
+    if finding.name in ("base model", "sandbox", "python"):
         print(f"{finding.status:<5} {finding.name}")
 
 # %% [markdown]

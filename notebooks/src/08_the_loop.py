@@ -132,7 +132,7 @@ def my_round(number: int, last: str) -> str:
     lot = demonstrations.select_at_random(judged, best, seed_of(profile, r))
     run.sft(f"{r}-sft", best)                                    # 3 the winners feed SFT, from the base
     run.sft(f"{r}-control", lot)                                 #   and the control: as many, by lot
-    batches.append(collect(run, f"batch-{number}", (f"{r}-sft", last), prompts))
+    batches.append(collect(run, f"batch-{number}", (f"{r}-sft", f"{r}-sft"), prompts))
     newest = pairs.strong(batches[-1], "better")
     run.dpo(f"{r}-policy", f"{r}-sft", newest)                   # 4 DPO on the newest batch, 5 averaging
     return f"{r}-policy"
@@ -244,8 +244,8 @@ for path in sorted(folder.glob("*.jsonl"))[:12]:
 # - That two rounds at this size say anything about Meta's gains per round: the paper prints none.
 # - That the paper's order is better than the report's. Run `--order field_report` with several seeds and
 #   compare; one seed is an anecdote.
-# - One deviation: our newest preference batch is collected after the round's SFT, from the SFT model and the
-#   last policy. The paper collects it from the best models of earlier rounds.
+# - One deviation: our newest preference batch is collected after the round's SFT, two different answers of the
+#   SFT model each time. The paper collects it from the best models of earlier rounds.
 #
 # ## Exercises
 #
