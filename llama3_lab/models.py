@@ -230,7 +230,8 @@ def answer_logprobs(
     """
     known = {text: encode_prompt(policy.tokenizer, text, style) for text, _ in dict.fromkeys(rows)}
     answers = encode_answers(policy.tokenizer, [a for _, a in rows], style)
-    return token_logprobs(policy, [(known[text], ids) for (text, _), ids in zip(rows, answers, strict=True)], (), batch_size)
+    ids = [(known[text], answer) for (text, _), answer in zip(rows, answers, strict=True)]
+    return token_logprobs(policy, ids, (), batch_size)
 
 
 def token_logprobs(

@@ -7,6 +7,7 @@ that only the offset differs: 128,000 there, a few hundred here.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 SPECIAL_TOKENS = (
     "<|begin_of_text|>",
@@ -42,7 +43,7 @@ CHAT_TEMPLATE = (
 _SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+"
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int):
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     """Return a `PreTrainedTokenizerFast` with exactly `vocab_size` tokens, special ones included.
 
     Role words become whole tokens whether the texts hold them or not: split into pieces that were
@@ -81,9 +82,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int):
     return tokenizer
 
 
-def _put_in_order(tokenizer, raw, vocab_size: int) -> None:
+def _put_in_order(tokenizer: Any, raw: Any, vocab_size: int) -> None:
     """Check that the special tokens stand last, in Llama 3.1's order."""
     ids = [tokenizer.convert_tokens_to_ids(t) for t in SPECIAL_TOKENS]
     first = vocab_size - len(SPECIAL_TOKENS)
     if ids != list(range(first, vocab_size)):
-        raise ValueError(f"the texts gave {raw.get_vocab_size()} tokens in order {ids}; wanted {first}…{vocab_size - 1}")
+        raise ValueError(
+            f"the texts gave {raw.get_vocab_size()} tokens in order {ids}; wanted {first}…{vocab_size - 1}"
+        )

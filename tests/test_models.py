@@ -22,6 +22,7 @@ from llama3_lab.models import (
     new_reward_model,
     prepare_special_rows,
     stop_ids,
+    token_logprobs,
     untrained_ids,
 )  # fmt: skip
 from llama3_lab.profiles import Lora, Model
@@ -144,6 +145,16 @@ def test_answer_logprobs_are_the_sum_over_answer_and_end(policy, style):
         assert answer_logprobs(policy, rows, style, batch_size) == pytest.approx(expected, abs=1e-3)
     assert expected[1] == pytest.approx(expected[4]) and max(expected) < 0
     assert answer_logprobs(policy, []) == []
+
+
+def test_ignored_tokens_are_read_but_do_not_count(policy):
+    start, answer = encode_prompt(policy.tokenizer, "Hi?"), encode_answers(policy.tokenizer, ["Hello there."])[0]
+    whole, without_end, first_only = (
+        token_logprobs(policy, [(start, answer)], ignored)[0] for ignored in ((), (answer[-1],), tuple(answer[1:]))
+    )
+    cost_of_end = token_logprobs(policy, [(start + answer[:-1], answer[-1:])])[0]
+    assert whole == pytest.approx(without_end + cost_of_end, abs=1e-3) and cost_of_end < 0
+    assert first_only == pytest.approx(token_logprobs(policy, [(start, answer[:1])])[0], abs=1e-3)
 
 
 def test_an_empty_answer_costs_its_end_token(policy):

@@ -50,7 +50,12 @@ def paper(tmp_path_factory):
 def test_every_stage_reports(paper):
     assert [e.stage for e in paper.start] == ["base, own format", "base, chat format", "first policy"]
     for r in paper.rounds:
-        assert [e.stage.split(f"round {r.round} ")[1] for e in r.evaluations] == ["sft", "sft on random", "dpo", "policy"]
+        assert [e.stage.split(f"round {r.round} ")[1] for e in r.evaluations] == [
+            "sft",
+            "sft on random",
+            "dpo",
+            "policy",
+        ]
         names = [c.name.split("-", 1)[1] for c in r.checkpoints]
         assert names == ["reward", "sft", "control", "dpo-1", "dpo-2", "policy"]
         assert {c.stage.split("-", 1)[-1] for c in r.curves} and r.health and r.tokens > 0

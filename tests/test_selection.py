@@ -3,7 +3,7 @@
 import pytest
 
 from llama3_lab.pipeline.demonstrations import select, select_at_random
-from llama3_lab.pipeline.pairs import annotated, from_verdicts, strong, triples
+from llama3_lab.pipeline.pairs import annotated, distinct, from_verdicts, strong, triples
 from llama3_lab.pipeline.truth import are_right, share_of_right_lines, true_qualities
 from llama3_lab.records import Candidate, Check, Judged, PreferencePair, Prompt, Verdict
 
@@ -89,3 +89,17 @@ def test_the_field_reports_pairs_put_passes_over_fails():
     pairs = from_verdicts(rows)
     assert [(p.chosen, p.source) for p in pairs] == [(RIGHT, "verifier")]
     assert pairs[0].rejected in (WRONG, "Answer: 1") and pairs[0].true_margin == 4.0
+
+
+def test_distinct_pairs_are_disjoint_different_and_of_one_prompt():
+    p, q = ask("p"), ask("q")
+    drawn = [said(t, p) for t in ("a", "b", "a", "c", "d", "e")] + [
+        said("x", q),
+        said("x", q),
+        said("y", q, finished=False),
+    ]
+    first, second = distinct(drawn, 2)
+    assert [(a.prompt.id, a.text, b.text) for a, b in zip(first, second, strict=True)] == [
+        ("p", "a", "b"),
+        ("p", "c", "d"),
+    ]

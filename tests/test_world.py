@@ -35,8 +35,14 @@ def test_authors_are_sometimes_wrong_and_sometimes_right(skill):
 
 
 def test_open_answers_are_best_when_complete_brief_and_polite():
-    prompt = Prompt("p", "conversation", "Describe the fox: colour, food.", "train", 2,
-                    Check("rubric", "Sure! It is red. It eats mice.", ("It is red.", "It eats mice.")))
+    prompt = Prompt(
+        "p",
+        "conversation",
+        "Describe the fox: colour, food.",
+        "train",
+        2,
+        Check("rubric", "Sure! It is red. It eats mice.", ("It is red.", "It eats mice.")),
+    )
     quality = conversation.quality
     assert quality(prompt, "Sure! It is red. It eats mice.") == conversation.PERFECT
     assert quality(prompt, "Gladly! It eats mice. It is red.") == conversation.PERFECT
@@ -92,9 +98,8 @@ def test_levels_get_harder_by_construction():
 
 
 def test_a_flawed_program_fails_where_the_boundary_is_tested():
-    prompt = programs.make(Random(5), 1, "train")
-    while "keep above" not in prompt.text:
-        prompt = programs.make(Random(prompt.text), 1, "train")
+    rng = Random(5)
+    prompt = next(p for p in (programs.make(rng, 1, "train") for _ in range(2000)) if "keep above" in p.text)
     wrong = prompt.check.answer.replace(" > ", " >= ")
     assert check_text(prompt, wrong).outcome == "fail"
 

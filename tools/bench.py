@@ -85,9 +85,16 @@ def bench_sampling(policy, prompts, repeats: int) -> list[str]:
         found.setdefault("one answer at a time", []).append(rate(theirs(1, 1), few))
     best = max(batches, key=lambda b: statistics.median(found[f"generate, {b} prompts at once"]))
     lines = [f"  {name:<34}{statistics.median(v):>9.0f} tokens/s" for name, v in found.items()]
-    for name, least in ((f"generate, {best} prompts at once", 2.5), ("one prompt at a time", 4), ("one answer at a time", 20)):
+    for name, least in (
+        (f"generate, {best} prompts at once", 2.5),
+        ("one prompt at a time", 4),
+        ("one answer at a time", 20),
+    ):
         ratios = [a / b for a, b in zip(found["ours"], found[name], strict=True)]
-        lines.append(f"sample() / {name:<34}{statistics.median(ratios):>6.1f}  (asked: {least}; {min(ratios):.1f}-{max(ratios):.1f})")
+        lines.append(
+            f"sample() / {name:<34}{statistics.median(ratios):>6.1f}  (asked: {least}; "
+            f"{min(ratios):.1f}-{max(ratios):.1f})"
+        )
     return lines
 
 
@@ -120,7 +127,10 @@ def bench_training(base: Path, settings, repeats: int) -> list[str]:
         bare = seconds(lambda: bare_sft(base, rows, how, settings))
         if i:  # the first pair warms up
             ratios.append(trl / bare)
-    return [f"TRL SFT stage / bare loop: {statistics.median(ratios):.2f}  (asked: at most 1.3; {min(ratios):.2f}-{max(ratios):.2f})"]
+    return [
+        f"TRL SFT stage / bare loop: {statistics.median(ratios):.2f}  (asked: at most 1.3; "
+        f"{min(ratios):.2f}-{max(ratios):.2f})"
+    ]
 
 
 def bare_sft(base: Path, rows, how, settings) -> None:

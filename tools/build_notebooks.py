@@ -22,7 +22,7 @@ from typing import Any
 import jupytext
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         source = NOTEBOOKS / "src" / f"{stem}.py"
         try:
             path = NOTEBOOKS / f"{stem}.ipynb" if args.check else build(source)
-        except CellExecutionError as error:
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             print(f"{stem}: a cell failed, nothing was written\n{error}", file=sys.stderr)
             wrong += 1
             continue

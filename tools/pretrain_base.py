@@ -60,7 +60,10 @@ class Settings:
 def encode(settings: Settings, tokenizer) -> tuple[list[list[int]], str]:
     """Return every document as token ids, begin and end tokens included, and the corpus's digest."""
     n_easy = int(settings.documents * settings.easy_documents_share)
-    texts = [*documents(n_easy, settings.seed + 1, 1.0), *documents(settings.documents - n_easy, settings.seed + 2, 0.1)]
+    texts = [
+        *documents(n_easy, settings.seed + 1, 1.0),
+        *documents(settings.documents - n_easy, settings.seed + 2, 0.1),
+    ]
     digest = hashlib.sha256("\x1e".join(texts).encode()).hexdigest()
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     ids = tokenizer(texts, add_special_tokens=False).input_ids

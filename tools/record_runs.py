@@ -1,6 +1,6 @@
 """Record finished runs of several seeds: data/runs/, the README's table and figure, pooled comparisons.
 
-    python tools/record_runs.py runs/tiny-paper-seed0 runs/tiny-paper-seed1 runs/tiny-paper-seed2
+python tools/record_runs.py runs/tiny-paper-seed0 runs/tiny-paper-seed1 runs/tiny-paper-seed2
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def styled(draw: Callable[P, ReportFigure]) -> Callable[P, ReportFigure]:
     """Return `draw` under the one style, leaving the reader's own settings alone."""
     @wraps(draw)
     def inner(*args: P.args, **kwargs: P.kwargs) -> ReportFigure:
-        with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        with mpl.rc_context(STYLE):
             return draw(*args, **kwargs)
     return inner
 
@@ -76,7 +76,7 @@ def styled(draw: Callable[P, ReportFigure]) -> Callable[P, ReportFigure]:
 def to_svg(figure: Figure) -> str:
     """Return the figure as SVG text, the same for the same figure every time."""
     out = io.StringIO()
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+    with mpl.rc_context(STYLE):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()
 
@@ -87,6 +87,7 @@ def stages(run: RunReport) -> list[Evaluation]:
 
 
 def is_control(stage: str) -> bool:
+    """Return whether a stage's name says that it is a control."""
     return bool(re.search("random|control", stage.lower()))
 
 
@@ -96,6 +97,7 @@ def score(evaluation: Evaluation, skill: str = "all", level: int = 0) -> SkillSc
 
 
 def skills_of(run: RunReport) -> list[str]:
+    """Return the skills that a run has rates for, the checkable three together first."""
     seen = {s.skill for e in stages(run) for s in e.scores}
     return [s for s in ("all", *SKILLS) if s in seen]
 
@@ -368,6 +370,7 @@ HOLM_NOTE = "* the interval excludes zero, but p does not outlive Holm's correct
 
 
 def brief(rate: Rate) -> str:
+    """Return a rate with its interval, two digits each."""
     return f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]" if rate.n else "–"
 
 

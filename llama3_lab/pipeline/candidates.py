@@ -11,15 +11,16 @@ h key/value heads, g = H / h, d head width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, DynamicCache
 
-from llama3_lab.models import Policy, encode_prompt, stop_ids
+from llama3_lab.models import Policy, Style, encode_prompt, stop_ids
 from llama3_lab.profiles import Sampling
 from llama3_lab.progress import bar
 from llama3_lab.records import Candidate, Prompt
@@ -38,10 +39,10 @@ class _SharedCache:
     pad_nP: Tensor
     t: int = 0
 
-    def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, layer: int, *more: Any) -> tuple[Tensor, Tensor]:
         """Write one new position (n·K, h, 1, d); return the layer's answers so far (n, K, h, t, d)."""
         keys, values = self.answers[layer]
-        n, k, h, _, d = keys.shape
+        n, k, h, _cap, d = keys.shape
         keys[:, :, :, self.t] = key.view(n, k, h, d)
         values[:, :, :, self.t] = value.view(n, k, h, d)
         return keys[:, :, :, : self.t + 1], values[:, :, :, : self.t + 1]
@@ -58,8 +59,11 @@ class _SharedCache:
         return new
 
 
-def shared_prompt_attention(module, query, key, value, attention_mask, scaling, shared, **_: object):
+def shared_prompt_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, **more: Any
+) -> tuple[Tensor, None]:
     """Attention of one new position over a shared prompt and over each answer's own past."""
+    shared: _SharedCache = more["shared"]
     kp, vp = shared.prompt[module.layer_idx]
     n, k, h, t, d = key.shape
     g = query.shape[1] // h
@@ -78,7 +82,7 @@ AttentionInterface.register("shared_prompt", shared_prompt_attention)
 
 
 @contextmanager
-def _attention(model, name: str):
+def _attention(model: Any, name: str) -> Iterator[None]:
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:
@@ -87,7 +91,7 @@ def _attention(model, name: str):
         model.set_attn_implementation(before)
 
 
-def sample(policy: Policy, prompts: Sequence[Prompt], how: Sampling, style: str = "chat") -> list[Candidate]:
+def sample(policy: Policy, prompts: Sequence[Prompt], how: Sampling, style: Style = "chat") -> list[Candidate]:
     """Return `how.k` candidates a prompt, prompt by prompt, in the order of `prompts`.
 
     temperature 0 is greedy (then k should be 1). The random numbers belong to (seed, prompt id,
@@ -114,7 +118,9 @@ def sample(policy: Policy, prompts: Sequence[Prompt], how: Sampling, style: str 
     return [c for i in range(len(prompts)) for c in found[i]]
 
 
-def _candidate(prompt: Prompt, tokens_T: Tensor, logprobs_T: Tensor, policy: Policy, how: Sampling, stops: Tensor):
+def _candidate(
+    prompt: Prompt, tokens_T: Tensor, logprobs_T: Tensor, policy: Policy, how: Sampling, stops: Tensor
+) -> Candidate:
     ended = torch.isin(tokens_T, stops).nonzero()
     n = int(ended[0]) + 1 if len(ended) else len(tokens_T)
     text = policy.tokenizer.decode(tokens_T[: n - bool(len(ended))], skip_special_tokens=False)
@@ -134,7 +140,9 @@ def _uniforms(ids: Sequence[str], how: Sampling) -> Tensor:
 
 
 @torch.inference_mode()
-def _answer(encoded: list[list[int]], ids: list[str], policy: Policy, how: Sampling, stops: Tensor):
+def _answer(
+    encoded: list[list[int]], ids: list[str], policy: Policy, how: Sampling, stops: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return tokens and log-probabilities, both (n, K, T); after an answer's end they mean nothing."""
     model, n, cap = policy.model, len(encoded), how.max_new_tokens
     logits_nV, shared, next_n = _read(model, encoded, how)
@@ -161,7 +169,7 @@ def _answer(encoded: list[list[int]], ids: list[str], policy: Policy, how: Sampl
     return tokens, logprobs
 
 
-def _read(model, encoded: list[list[int]], how: Sampling) -> tuple[Tensor, _SharedCache, Tensor]:
+def _read(model: Any, encoded: list[list[int]], how: Sampling) -> tuple[Tensor, _SharedCache, Tensor]:
     """Read the prompts once; return next-token logits (n, V), the shared cache, and lengths (n,)."""
     lengths = torch.tensor([len(e) for e in encoded])
     width = int(lengths.max())

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from llama3_lab.models import Policy, RewardModel, answer_logprobs
+from llama3_lab.models import Policy, RewardModel, Style, answer_logprobs
 from llama3_lab.pipeline.candidates import sample
 from llama3_lab.pipeline.demonstrations import by_prompt
 from llama3_lab.pipeline.reports import best_of_k_curve, majority_vote, rate, score_prompts
@@ -19,15 +19,25 @@ from llama3_lab.pipeline.truth import are_right, true_qualities
 from llama3_lab.pipeline.verdicts import verify
 from llama3_lab.profiles import Sampling
 from llama3_lab.records import (
-    CHECKABLE, SKILLS, STRENGTHS, Agreement, BestOfK, Candidate, FunnelRow, Judged, Prompt, PromptScore,
-    SampleAnswer, Demonstration,
+    CHECKABLE,
+    SKILLS,
+    STRENGTHS,
+    Agreement,
+    BestOfK,
+    Candidate,
+    Demonstration,
+    FunnelRow,
+    Judged,
+    Prompt,
+    PromptScore,
+    SampleAnswer,
 )  # fmt: skip
 from llama3_lab.world.annotators import strength
 
 EVALUATION_SEED = 7  # the same random numbers for every stage: differences are paired in them too
 
 
-def measure(policy: Policy, prompts: Sequence[Prompt], how: Sampling, style: str = "chat") -> list[PromptScore]:
+def measure(policy: Policy, prompts: Sequence[Prompt], how: Sampling, style: Style = "chat") -> list[PromptScore]:
     """Return one score a prompt: a greedy answer and `how.k` sampled ones at temperature 1."""
     greedy = sample(policy, prompts, replace(how, k=1, temperature=0.0, seed=EVALUATION_SEED), style)
     drawn = sample(policy, prompts, replace(how, temperature=1.0, seed=EVALUATION_SEED), style)
@@ -141,7 +151,9 @@ def best_of_k(drawn: Sequence[Candidate], judged_by: dict[str, list[float]], ks:
             picks = [[(values[j], right[j]) for j in range(i, i + k)] for i in starts]
             out.append(best_of_k_curve(name, skill, ks, picks))
         if skill in ("arithmetic", "orderings"):  # programs and open answers have no final answer to vote on
-            votes = [[(drawn[j].text.rsplit("Answer:", 1)[-1].strip(), right[j]) for j in range(i, i + k)] for i in starts]
+            votes = [
+                [(drawn[j].text.rsplit("Answer:", 1)[-1].strip(), right[j]) for j in range(i, i + k)] for i in starts
+            ]
             out.append(majority_vote(skill, ks, votes))
     return out
 
@@ -157,7 +169,9 @@ def picks(drawn: Sequence[Candidate], values: Sequence[float]) -> list[PromptSco
     for i in range(0, len(drawn), k):
         top = [j for j in range(i, i + k) if values[j] == max(values[i : i + k])]
         hit, worth = (float(np.mean([v[j] for j in top])) for v in (right, quality))
-        ended, length = (float(np.mean(v)) for v in ([drawn[j].finished for j in top], [drawn[j].n_tokens for j in top]))
+        ended, length = (
+            float(np.mean(v)) for v in ([drawn[j].finished for j in top], [drawn[j].n_tokens for j in top])
+        )
         p = drawn[i].prompt
         out.append(PromptScore(p.id, p.skill, p.level, hit, hit, hit, worth, ended, length))
     return out
@@ -165,6 +179,7 @@ def picks(drawn: Sequence[Candidate], values: Sequence[float]) -> list[PromptSco
 
 def sample_answers(before: Sequence[Candidate], after: Sequence[Candidate]) -> tuple[SampleAnswer, ...]:
     """Return the same prompts' greedy answers, before and after."""
+
     def word(right: bool) -> str:
         return "right" if right else "wrong"
 

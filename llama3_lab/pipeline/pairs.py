@@ -14,7 +14,9 @@ from llama3_lab.world.annotators import annotate
 from llama3_lab.world.corpus import ideal
 
 
-def annotated(first: Sequence[Candidate], second: Sequence[Candidate], edit_share: float, seed: int) -> list[PreferencePair]:
+def annotated(
+    first: Sequence[Candidate], second: Sequence[Candidate], edit_share: float, seed: int
+) -> list[PreferencePair]:
     """Return one pair for each prompt of the two policies' answers, as raters see them (§4.2.1).
 
     first[i] and second[i] answer the same prompt. Two answers of the same text are no comparison and

@@ -27,7 +27,9 @@ def draw_prompts(per_skill: int, split: Split, seed: int, label: str, avoid: Seq
     Raises:
         ValueError: if the skill has fewer different texts than that in this split.
     """
-    rng, out, seen, index = Random(f"{seed}-{label}-{split}"), [], set(), LeakIndex(avoid)
+    rng, index = Random(f"{seed}-{label}-{split}"), LeakIndex(avoid)
+    out: list[Prompt] = []
+    seen: set[str] = set()
     for skill in SKILLS:
         levels, n = list(LEVELS), 0
         while n < per_skill:
@@ -41,7 +43,9 @@ def draw_prompts(per_skill: int, split: Split, seed: int, label: str, avoid: Seq
             elif len(levels) > 1:
                 levels.remove(level)
             else:
-                raise ValueError(f"the world has fewer than {per_skill} different {skill} prompts in {split}; ask for fewer")
+                raise ValueError(
+                    f"the world has fewer than {per_skill} different {skill} prompts in {split}; ask for fewer"
+                )
     rng.shuffle(out)
     return out
 
@@ -72,7 +76,9 @@ def load_prompts(path: Path) -> list[Prompt]:
     seen: dict[str, int] = {}
     for line, prompt in enumerate(prompts, 1):
         if prompt.id in seen:
-            raise ValueError(f"{path}:{line}: id {prompt.id!r} stands on line {seen[prompt.id]} already; ids are unique")
+            raise ValueError(
+                f"{path}:{line}: id {prompt.id!r} stands on line {seen[prompt.id]} already; ids are unique"
+            )
         if prompt.split != "train":
             raise ValueError(f'{path}:{line}: split is "{prompt.split}"; only "train" prompts may train')
         if prompt.skill not in SKILLS:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,8 +24,22 @@ from llama3_lab.pipeline.runs import BASE, Run, seed_of
 from llama3_lab.pipeline.training import read_training
 from llama3_lab.profiles import Profile
 from llama3_lab.records import (
-    SKILLS, Agreement, BestOfK, Candidate, Checkpoint, Comparison, Demonstration, Evaluation, Judged, PairCounts,
-    PreferencePair, Prompt, PromptScore, RoundReport, RunReport, SampleAnswer,
+    SKILLS,
+    Agreement,
+    BestOfK,
+    Candidate,
+    Checkpoint,
+    Comparison,
+    Demonstration,
+    Evaluation,
+    Judged,
+    PairCounts,
+    PreferencePair,
+    Prompt,
+    PromptScore,
+    RoundReport,
+    RunReport,
+    SampleAnswer,
 )  # fmt: skip
 from llama3_lab.store import RunFolder
 from llama3_lab.world.corpus import write
@@ -130,7 +145,9 @@ def run_round_field_report(
     batches.append(newest)
     made = [reward, *run.dpo(f"{r}-policy", last, newest)]
     evaluations = [run.scores(f"{r}-policy", f"round {number} policy", number)]
-    return report_round(run, number, (judged, best), (made, evaluations), count_pairs(batches, len(strong), len(newest)))
+    return report_round(
+        run, number, (judged, best), (made, evaluations), count_pairs(batches, len(strong), len(newest))
+    )
 
 
 def judge_round(run: Run, number: int, last: str, prompts: list[Prompt]) -> list[Judged]:
@@ -210,9 +227,8 @@ def compare_judges(run: Run) -> list[BestOfK]:
     reward_model = load_reward_model(run.path("round1-reward"), run.profile.model, "round1-reward")
     judged_by = measurements.judge_scores(drawn, reward_model, run.policy(before), run.policy("round1-policy"))
     for judge in ("reward-model", "random"):
-        values = judged_by[judge.replace("-", " ")]
-        run.folder.once(f"scores-best-of-k-{judge}-chat", PromptScore,
-                        lambda values=values: measurements.picks(drawn, values))  # fmt: skip
+        picked = partial(measurements.picks, drawn, judged_by[judge.replace("-", " ")])
+        run.folder.once(f"scores-best-of-k-{judge}-chat", PromptScore, picked)
     return measurements.best_of_k(drawn, judged_by, plan.best_of_k)
 
 
@@ -228,7 +244,13 @@ def compare_stages(run: Run, n_rounds: int) -> list[Comparison]:
         policy = f"round{i}-policy"
         if paper and run.profile.evaluation.control:
             for metric, skill in (("greedy", "all"), ("sampled", "all"), ("quality", "conversation")):
-                add(f"round {i}: SFT on selected over SFT on random", f"round{i}-sft", f"round{i}-control", metric, skill)
+                add(
+                    f"round {i}: SFT on selected over SFT on random",
+                    f"round{i}-sft",
+                    f"round{i}-control",
+                    metric,
+                    skill,
+                )
         before = f"round{i}-sft" if paper else "first" if i == 1 else f"round{i - 1}-policy"
         for metric, skill in (("greedy", "all"), ("sampled", "all"), ("quality", "conversation")):
             add(f"round {i}: DPO over its start", policy, before, metric, skill)
@@ -237,7 +259,13 @@ def compare_stages(run: Run, n_rounds: int) -> list[Comparison]:
     for metric, skill in (("greedy", "all"), ("sampled", "all"), ("quality", "conversation")):
         add("last round over the first policy", f"round{n_rounds}-policy", "first", metric, skill)
     for skill in SKILLS:
-        add("best of K by the reward model over one by lot", "best-of-k-reward-model", "best-of-k-random", "quality", skill)
+        add(
+            "best of K by the reward model over one by lot",
+            "best-of-k-reward-model",
+            "best-of-k-random",
+            "quality",
+            skill,
+        )
     return reports.holm(out)
 
 

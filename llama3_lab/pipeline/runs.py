@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from llama3_lab.models import Policy, load_policy
+from llama3_lab.models import Policy, Style, load_policy
 from llama3_lab.pipeline import measurements, reports
 from llama3_lab.pipeline.averaging import average
 from llama3_lab.pipeline.candidates import sample
@@ -45,7 +46,7 @@ class Run:
         """Return a stage's settings with the stage's own seed in them."""
         return replace(part, fit=replace(part.fit, seed=seed_of(self.profile, stage)))
 
-    def scores(self, name: str, stage: str, round: int, style: str = "chat") -> Evaluation:
+    def scores(self, name: str, stage: str, round: int, style: Style = "chat") -> Evaluation:
         """Return the policy's evaluation on the run's test prompts; its rows are kept beside it."""
         plan = self.profile.evaluation
         k = plan.base_samples if style == "base" else plan.samples
@@ -67,30 +68,41 @@ class Run:
 
     def sft(self, name: str, rows: Sequence[Demonstration]) -> Checkpoint:
         """Return the base finetuned on demonstrations."""
-        how = self.fit(self.profile.sft, name)
-        return self.folder.checkpoint(name, "policy", BASE, digest_records(rows),
-                                      lambda out: train_sft(self.path(BASE), rows, how, out, self.profile.model) and None)  # fmt: skip
+        how, settings = self.fit(self.profile.sft, name), self.profile.model
+        return self._keep(name, BASE, rows, partial(train_sft, self.path(BASE), rows, how, settings=settings))
 
     def reward(self, name: str, rows: Sequence[PreferencePair]) -> Checkpoint:
         """Return a reward model trained on preference pairs, from the base."""
-        how = self.fit(self.profile.reward, name)
-        return self.folder.checkpoint(name, "reward", BASE, digest_records(rows),
-                                      lambda out: train_reward(self.path(BASE), rows, how, out, self.profile.model) and None)  # fmt: skip
+        how, settings = self.fit(self.profile.reward, name), self.profile.model
+        train = partial(train_reward, self.path(BASE), rows, how, settings=settings)
+        return self._keep(name, BASE, rows, train, "reward")
 
     def dpo(self, name: str, parent: str, rows: Sequence[PreferencePair]) -> tuple[Checkpoint, ...]:
         """Return the DPO runs of one stage and, last, their average under `name`."""
-        profile, made = self.profile, []
-        for i in range(profile.dpo.runs):
+        start, settings, made = self.path(parent), self.profile.model, []
+        for i in range(self.profile.dpo.runs):
             run = name.replace("policy", f"dpo-{i + 1}")
-            seed = seed_of(profile, run)
-            made.append(self.folder.checkpoint(
-                run, "policy", parent, digest_records(rows),
-                lambda out, seed=seed, how=self.fit(profile.dpo, run):
-                    train_dpo(self.path(parent), rows, how, out, profile.model, seed) and None))  # fmt: skip
+            seed = seed_of(self.profile, run)
+            train = partial(train_dpo, start, rows, self.profile.dpo, settings=settings, seed=seed)
+            made.append(self._keep(run, parent, rows, train))
         adapters = [self.path(c.name) / "adapter" for c in made]
-        made.append(self.folder.checkpoint(name, "policy", parent, digest_records(rows),
-                                           lambda out: average(adapters, self.path(parent), out, profile.model)))  # fmt: skip
+        made.append(self._keep(name, parent, rows, partial(average, adapters, start, settings=settings)))
         return tuple(made)
+
+    def _keep(
+        self,
+        name: str,
+        parent: str,
+        rows: Sequence[Any],
+        train: Callable[..., object],
+        kind: Literal["policy", "reward"] = "policy",
+    ) -> Checkpoint:
+        """Return the checkpoint: kept if it is there, else made by train(out=folder)."""
+
+        def make(out: Path) -> None:
+            train(out=out)
+
+        return self.folder.checkpoint(name, kind, parent, digest_records(rows), make)
 
 
 def _missing() -> list[PromptScore]:

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -174,21 +173,15 @@ class MaskingCollator(DataCollatorForPreference):
 
 
 class _Stage:
-    """What all three trainers do another way than TRL: batches of like lengths, and nothing sent home.
+    """What all three trainers do another way than TRL: nothing is sent home.
 
-    TRL reports each training to its makers' server; a stage here needs no network. Random batches
-    of 32 short answers are 40 % padding; sorting within stretches of several batches leaves 12 %.
+    TRL reports each training to its makers' server; a stage here needs no network. Batches are drawn
+    at random: batches of like lengths save a third of the padding, but here they are batches of one
+    skill, and SFT learned less from them (EXPERIMENTS.md).
     """
-
-    lengths: list[int]
 
     def _send_telemetry(self) -> None:
         return None
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        args = self.args  # type: ignore[attr-defined]
-        generator = torch.Generator().manual_seed(args.seed)
-        return LengthGroupedSampler(args.train_batch_size, lengths=self.lengths, generator=generator)
 
 
 class _SftTrainer(_Stage, SFTTrainer): ...
@@ -266,7 +259,6 @@ def _arguments(fit: profiles.Fit, out: Path, settings: profiles.Model, seed: int
 def _finish(trainer: Any, tokenizer: Any, rows: Rows, out: Path, started: float) -> Training:
     """Train, then write the adapter, the merged model and training.json; return the last."""
     trainer.remove_callback(PrinterCallback)
-    trainer.lengths = [max(map(len, row)) for row in zip(*rows.columns.values(), strict=True)]
     with quiet():
         trainer.train()
         model = trainer.model

@@ -81,9 +81,10 @@ def quality(prompt: Prompt, text: str) -> float:
     """
     said = sentences(text)
     found = [w for w in prompt.check.items if w in said]
-    manner = (said[:1] and said[0] in POLITE) - any(s in RUDE for s in said)
-    extra = len(said) - len(found) - (said[:1] != [] and said[0] in POLITE) - sum(s in RUDE for s in said)
-    return 3.0 * len(found) / len(prompt.check.items) + float(manner) - 0.75 * extra
+    polite = bool(said) and said[0] in POLITE
+    manner = float(polite) - any(s in RUDE for s in said)
+    extra = len(said) - len(found) - polite - sum(s in RUDE for s in said)
+    return 3.0 * len(found) / len(prompt.check.items) + manner - 0.75 * extra
 
 
 PERFECT = 4.0

@@ -47,7 +47,7 @@ def _inputs(steps: list[str], rng: Random) -> list[list[int]]:
 
 def _line(step: str) -> str:
     """Return the right line of code for one step, e.g. "keep above 4"."""
-    operation, n = (step.rsplit(" ", 1) if step[-1].isdigit() else (step, ""))
+    operation, n = step.rsplit(" ", 1) if step[-1].isdigit() else (step, "")
     return {
         "keep evens": " xs = [x for x in xs if x % 2 == 0]",
         "keep odds": " xs = [x for x in xs if x % 2 == 1]",
