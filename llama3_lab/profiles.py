@@ -67,7 +67,7 @@ class Fit:
 class Sft:
     """Supervised finetuning from the base; loss on the answer only (§4.1.3)."""
 
-    fit: Fit = field(default_factory=lambda: Fit(learning_rate=4e-3, max_steps=100))
+    fit: Fit = field(default_factory=lambda: Fit(learning_rate=4e-3, max_steps=120))
     lora: Lora = field(default_factory=Lora)
 
 
@@ -75,9 +75,9 @@ class Sft:
 class Reward:
     """Bradley–Terry without margin (§4.1.2) on pairs of at least `min_strength`."""
 
-    fit: Fit = field(default_factory=lambda: Fit(learning_rate=2e-3, max_steps=80))
+    fit: Fit = field(default_factory=lambda: Fit(learning_rate=4e-3, max_steps=100))
     lora: Lora = field(default_factory=Lora)
-    pairs: int = 1600  # annotated before round one; later rounds add theirs
+    pairs: int = 1600  # comparisons before round one, and 3 times those of open requests again
     edit_share: float = 0.15
     min_strength: Literal[
         "marginally better", "slightly better", "better", "significantly better"
@@ -93,7 +93,7 @@ class Dpo:
     beta: float = 0.1
     nll_weight: float = 0.2
     mask_special: bool = True
-    pairs: int = 1600  # annotated per round at the most, for DPO: the newest batch only
+    pairs: int = 1600  # comparisons a round at the most, for DPO: the newest batch only
     runs: int = 2
 
 

@@ -24,6 +24,7 @@ from llama3_lab.pipeline.runs import BASE, Run, seed_of
 from llama3_lab.pipeline.training import read_training
 from llama3_lab.profiles import Profile
 from llama3_lab.records import (
+    CHECKABLE,
     SKILLS,
     Agreement,
     BestOfK,
@@ -98,10 +99,15 @@ def collect(run: Run, name: str, policies: tuple[str, str], prompts: Sequence[Pr
 
     def make() -> list[PreferencePair]:
         if policies[0] != policies[1]:
-            first, second = (run.answers(p, prompts, k, f"{name}-{p}") for p in policies)
+            # Most comparisons are of open requests, as in the paper (Table 6: 82 % general English).
+            talk = [p for p in prompts if p.skill not in CHECKABLE]
+            first, second = (
+                [*run.answers(p, prompts, k, f"{name}-{p}"), *run.answers(p, talk, 3 * k, f"{name}-{p}-open")]
+                for p in policies
+            )
         else:
             first, second = pairs.distinct(run.answers(policies[0], prompts, ANSWERS_PER_PAIR * k, name), k)
-        return pairs.annotated(first, second, run.profile.reward.edit_share, rng.randrange(2**31))[: part.pairs]
+        return pairs.annotated(first, second, run.profile.reward.edit_share, rng.randrange(2**31))
 
     return run.folder.once(name, PreferencePair, make)
 
