@@ -34,11 +34,13 @@ def smallest(**changes) -> profiles.Profile:
 
 def figures(report) -> dict:
     """Return the report without what may differ: its name, wall times and memory."""
-    data = to_json(report) if not isinstance(report, dict) else report
+    data = json.loads(json.dumps(to_json(report) if not isinstance(report, dict) else report))
     for key in ("name", "seconds", "peak_memory_gb"):
         data.pop(key)
     for one in data["rounds"]:
         one.pop("seconds")
+        for checkpoint in one["checkpoints"]:  # training.json holds wall times; the weights are compared
+            checkpoint["files"] = [f for f in checkpoint["files"] if f[0] != "training.json"]
     return data
 
 
@@ -116,4 +118,4 @@ def test_a_killed_run_resumes_to_the_same_figures(paper, tmp_path, stages):
     first.wait()
     assert not (folder / "report.json").exists()
     subprocess.run(command, env=env, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    assert figures(json.loads((folder / "report.json").read_text())) == figures(json.loads(json.dumps(to_json(paper))))
+    assert figures(json.loads((folder / "report.json").read_text())) == figures(paper)

@@ -54,18 +54,20 @@ def run_loop(profile: Profile, out: Path) -> RunReport:
     Raises:
         ValueError: for settings, files or checkpoints that cannot be used; earlier stages stay.
     """
-    plan = profile.evaluation
-    tests = held_out(profile.data.test_per_skill, plan.split)
+    tests = held_out(profile.data.test_per_skill, profile.evaluation.split)
     asked = load_prompts(Path(profile.data.prompts_file)) if profile.data.prompts_file else []
     refuse_leaks(asked, tests)
-    run = Run(RunFolder(out, profile), profile, tuple(tests))
-    start = begin(run)
-    batches = [collect(run, "batch-0", ("first", "sibling"), round_prompts(run, asked, 0))]
-    done = []
-    one_round = run_round if profile.order == "paper" else run_round_field_report
-    for number in range(1, profile.rounds + 1):
-        done.append(one_round(run, number, batches, round_prompts(run, asked, number)))
-    return finish(run, start, done)
+    with RunFolder(out, profile) as folder:
+        if asked and folder.once("prompts-file", Prompt, lambda: asked) != asked:
+            raise ValueError(f"{profile.data.prompts_file}: changed since {out} was begun; choose another with --out")
+        run = Run(folder, profile, tuple(tests))
+        start = begin(run)
+        batches = [collect(run, "batch-0", ("first", "sibling"), round_prompts(run, asked, 0))]
+        done = []
+        one_round = run_round if profile.order == "paper" else run_round_field_report
+        for number in range(1, profile.rounds + 1):
+            done.append(one_round(run, number, batches, round_prompts(run, asked, number)))
+        return finish(run, start, done)
 
 
 def round_prompts(run: Run, asked: Sequence[Prompt], number: int) -> list[Prompt]:
