@@ -57,11 +57,10 @@ from llama3_lab import profiles
 
 root = Path("..").resolve() if Path("../data").is_dir() else Path(".").resolve()
 profile = profiles.TINY
-for setting in ("rounds=2", "data.train_prompts=240", "data.test_per_skill=60", "sampling.k=8",
-                "dpo.runs=1", "dpo.pairs=480", "reward.pairs=480", "evaluation.best_of_k=1,2,4,8",
-                "evaluation.best_of_k_prompts=30", "evaluation.split=validation", "sft.max_steps=60",
-                "reward.max_steps=40", "dpo.max_steps=25",
-                f"model.path={root / profile.model.path}"):
+smaller = """rounds=2 data.train_prompts=240 data.test_per_skill=60 sampling.k=8 dpo.runs=1 dpo.pairs=480
+    reward.pairs=480 evaluation.best_of_k=1,2,4,8 evaluation.best_of_k_prompts=30
+    evaluation.split=validation sft.max_steps=60 reward.max_steps=40 dpo.max_steps=25"""
+for setting in [*smaller.split(), f"model.path={root / profile.model.path}"]:
     profile = profiles.override(profile, setting)
 print(profile.rounds, "rounds,", profile.data.train_prompts, "prompts each, K =", profile.sampling.k)
 
@@ -84,6 +83,8 @@ folder = Path(tempfile.mkdtemp()) / "two-rounds"
 tests = held_out(profile.data.test_per_skill, profile.evaluation.split)
 run = Run(RunFolder(folder, profile), profile, tuple(tests))
 start = begin(run)
+
+# %%
 for e in start:
     whole = next(s for s in e.scores if s.skill == "all")
     print(f"{e.stage:<18} ended {whole.ended.value:.2f}   sampled {whole.sampled}")
