@@ -208,6 +208,13 @@ Everything here was made by this project's own code from a seed; nothing was dow
 | licence | Apache-2.0, as the code |
 | made for | this course; it knows nothing but the small world, and is wrong by design |
 
+## runs
+
+Recorded reports of real runs (`llama3-lab run`, then `python tools/record_runs.py`): one JSON file a run,
+as `RunReport` in records.py; pooled.jsonl compares stages over the seeds, one `Comparison` a line. Licence: Apache-2.0.
+
+## Files
+
 | file | bytes | sha256 |
 |---|---|---|
 {rows}
@@ -215,12 +222,13 @@ Everything here was made by this project's own code from a seed; nothing was dow
 
 
 def write_cards(out: Path) -> None:
-    """Write CARDS.md beside the base's folder: size and sha256 of each of its files."""
+    """Write CARDS.md: size and sha256 of each file of the base, and of the recorded runs beside it."""
     summary = json.loads((out / "settings.json").read_text())
+    folders = [folder for folder in (out, out.parent / "runs") if folder.is_dir()]
+    files = [f for folder in folders for f in sorted(folder.iterdir()) if f.is_file()]
     rows = [
-        f"| {out.name}/{f.name} | {f.stat().st_size} | {hashlib.sha256(f.read_bytes()).hexdigest()} |"
-        for f in sorted(out.iterdir())
-        if f.is_file()
+        f"| {f.relative_to(out.parent)} | {f.stat().st_size} | {hashlib.sha256(f.read_bytes()).hexdigest()} |"
+        for f in files
     ]
     facts = {"parameters": summary["parameters"], "tokens": summary["tokens"], "rows": "\n".join(rows)}
     write_text(out.parent / "CARDS.md", CARDS.format(**facts))

@@ -9,6 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
+from pretrain_base import write_cards
+
 from llama3_lab.course import views
 from llama3_lab.pipeline import reports
 from llama3_lab.records import Comparison, PromptScore, RunReport
@@ -81,6 +83,7 @@ def main() -> None:
     before, rest = readme.read_text().split("<!-- result:begin -->")
     after = rest.split("<!-- result:end -->")[1]
     write_text(readme, f"{before}<!-- result:begin -->\n{block}\n<!-- result:end -->{after}")
+    write_cards(ROOT / "data" / "tiny_base")
     print(markdown(comparisons))
 
 

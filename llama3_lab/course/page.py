@@ -160,9 +160,10 @@ def _what_ran(run: RunReport) -> str:
 
 
 def _chain(run: RunReport) -> str:
+    back = " SFT starts from the base in each round, so it may step back." if run.order == "paper" else ""
     return _figure("chain", "The chain", views.figure_chain(run), views.describe_chain(run),
                    "Filled marks follow the policy; hollow grey ones are its control, trained on as many "
-                   "answers chosen at random. SFT starts from the base in each round, so it may step back.")
+                   "answers chosen at random." + back)
 
 
 def _rates(run: RunReport) -> str:
