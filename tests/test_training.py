@@ -317,16 +317,6 @@ def test_an_edit_equal_to_the_rejected_answer_is_refused(sft):
         preference_rows(load_policy(sft, SETTINGS).tokenizer, [pair], 256)
 
 
-def test_batches_hold_every_row_once_an_epoch_and_like_lengths():
-    stage = training._Stage()
-    stage.args = SimpleNamespace(train_batch_size=4, seed=3)  # type: ignore[attr-defined]
-    stage.lengths = [10 + i % 7 for i in range(32)]
-    order = list(stage._get_train_sampler())
-    assert sorted(order) == list(range(32)) and order == list(stage._get_train_sampler())
-    spread = [max(b) - min(b) for b in ([stage.lengths[i] for i in order[k : k + 4]] for k in range(0, 32, 4))]
-    assert sum(spread) / len(spread) < 3  # random batches of 4 spread over 4
-
-
 def curve(metric: str, *values: float) -> Curve:
     return Curve("s", metric, tuple(range(len(values))), values)
 

@@ -256,6 +256,15 @@ def _arguments(fit: profiles.Fit, out: Path, settings: profiles.Model, seed: int
     }  # fmt: skip
 
 
+def _sort_modules(file: Path) -> None:
+    """Put the adapter's module names in order: PEFT writes sets, whose order changes from process to process."""
+    config = json.loads(file.read_text())
+    for key in ("target_modules", "modules_to_save"):
+        if config.get(key):
+            config[key] = sorted(config[key])
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def _finish(trainer: Any, tokenizer: Any, rows: Rows, out: Path, started: float) -> Training:
     """Train, then write the adapter, the merged model and training.json; return the last."""
     trainer.remove_callback(PrinterCallback)
@@ -267,6 +276,7 @@ def _finish(trainer: Any, tokenizer: Any, rows: Rows, out: Path, started: float)
         config.base_model_name_or_path = Path(config.base_model_name_or_path or "").name
         model.save_pretrained(out / "adapter")
         (out / "adapter" / "README.md").unlink(missing_ok=True)
+        _sort_modules(out / "adapter" / "adapter_config.json")
         merged = model.merge_and_unload()
         if getattr(merged, "generation_config", None) is not None:
             merged.generation_config.eos_token_id = stop_ids(tokenizer)
