@@ -49,11 +49,10 @@ for finding in doctor.examine("tiny"):
 # One round, in the order in which data moves (paper, figure 7):
 #
 # ```
-#  prompts ──> candidates ──> verdicts + rewards ──> demonstrations ──> SFT ──> DPO ──> average
-#              16 a prompt    checker, reward model   the winners        from     on      of the
-#                                                                        base     pairs   DPO runs
-#                   ^                                                                       │
-#                   └────────────── the next round starts from the new policy <─────────────┘
+#  prompts ─> candidates ─> verdicts, rewards ─> winners ─> SFT ─> DPO ─> average
+#     ^       16 a prompt   checker, reward                 from   on     of the
+#     │                     model                           base   pairs  runs
+#     └──────────── the next round starts from the new policy <──────────┘
 # ```
 #
 # Each word is a module of `llama3_lab.pipeline`, and each arrow carries one kind of record:
@@ -102,7 +101,7 @@ for _ in range(8):
 # %% [markdown]
 # ## Predict first
 #
-# The base has read ten million tokens of such text. Now it gets test questions that put together operations
+# The base has read thirteen million tokens of such text. Now it gets test questions that put together operations
 # and names in ways that no document did. **What share of its greedy answers will be right?** Set your
 # interval, low and high, before you run on.
 
