@@ -159,7 +159,7 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging as hf
 
     level, chatty = hf.get_verbosity(), hf.is_progress_bar_enabled()
-    others = [logging.getLogger(n) for n in ("trl", "peft", "datasets", "accelerate")]
+    others = [logging.getLogger(n) for n in ("trl", "peft", "datasets", "accelerate", "huggingface_hub")]
     levels = [o.level for o in others]
     hf.set_verbosity_error()
     hf.disable_progress_bar()
