@@ -89,7 +89,7 @@ def agreement(reward_model: RewardModel, candidates: Sequence[Candidate], round:
     decides, without noise. By skill, and by the strength that a noiseless rater would state.
     """
     qualities, pairs = true_qualities(candidates), []
-    k = sum(c.prompt.id == candidates[0].prompt.id for c in candidates)
+    k = _answers_each(candidates)
     for start in range(0, len(candidates), k):
         for j in range(start + 1, start + k):
             if abs(qualities[j] - qualities[start]) > 1e-6:
@@ -131,9 +131,14 @@ def judge_scores(
     return out
 
 
+def _answers_each(candidates: Sequence[Candidate]) -> int:
+    """Return how many answers a prompt has: as many for each prompt, prompt by prompt."""
+    return sum(c.prompt.id == candidates[0].prompt.id for c in candidates)
+
+
 def _standard(values: Sequence[float], drawn: Sequence[Candidate]) -> list[float]:
     """Return values standardised within each prompt: mean 0, spread 1 (all equal: 0)."""
-    k = sum(c.prompt.id == drawn[0].prompt.id for c in drawn)
+    k = _answers_each(drawn)
     table = np.array(values).reshape(-1, k)
     spread = table.std(1, keepdims=True)
     table = (table - table.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
@@ -143,7 +148,7 @@ def _standard(values: Sequence[float], drawn: Sequence[Candidate]) -> list[float
 def best_of_k(drawn: Sequence[Candidate], judged_by: dict[str, list[float]], ks: Sequence[int]) -> list[BestOfK]:
     """Return, by skill and judge, the true pass rate of the best of k as k grows."""
     right = are_right(drawn)
-    k = sum(c.prompt.id == drawn[0].prompt.id for c in drawn)
+    k = _answers_each(drawn)
     out = []
     for skill in SKILLS:
         starts = [i for i in range(0, len(drawn), k) if drawn[i].prompt.skill == skill]
@@ -164,7 +169,7 @@ def picks(drawn: Sequence[Candidate], values: Sequence[float]) -> list[PromptSco
     Answers of equal value share the pick evenly, so that equal values all round are a random pick.
     """
     right, quality = are_right(drawn), true_qualities(drawn)
-    k = sum(c.prompt.id == drawn[0].prompt.id for c in drawn)
+    k = _answers_each(drawn)
     out = []
     for i in range(0, len(drawn), k):
         top = [j for j in range(i, i + k) if values[j] == max(values[i : i + k])]

@@ -106,23 +106,19 @@ class LeakIndex:
     def __init__(self, test: Sequence[Prompt], share: float = 0.5) -> None:
         self.share = share
         self.exact = {tuple(words(t.text)): t for t in test}
-        self.n_grams = {t.id: len(n_grams(t.text)) for t in test}
-        self.holders: dict[tuple[str, ...], list[Prompt]] = {}
+        self.tests = {t.id: (t, len(n_grams(t.text))) for t in test}
+        self.holders: dict[tuple[str, ...], list[str]] = {}
         for t in test:
             for gram in n_grams(t.text):
-                self.holders.setdefault(gram, []).append(t)
+                self.holders.setdefault(gram, []).append(t.id)
 
     def leaks(self, prompt: Prompt) -> list[tuple[Prompt, str]]:
         """Return the test prompts that this prompt overlaps, each with the reason."""
         if (same := self.exact.get(tuple(words(prompt.text)))) is not None:
             return [(same, "the same words")]
-        shared = Counter(t.id for gram in n_grams(prompt.text) for t in self.holders.get(gram, ()))
-        by_id = {t.id: t for gram in n_grams(prompt.text) for t in self.holders.get(gram, ())}
-        return [
-            (by_id[i], f"{n} of its {self.n_grams[i]} 8-grams")
-            for i, n in shared.items()
-            if n > self.share * self.n_grams[i]
-        ]
+        shared = Counter(name for gram in n_grams(prompt.text) for name in self.holders.get(gram, ()))
+        found = [(*self.tests[name], n) for name, n in shared.items()]
+        return [(test, f"{n} of its {total} 8-grams") for test, total, n in found if n > self.share * total]
 
 
 def find_leaks(train: Iterable[Prompt], test: Sequence[Prompt]) -> list[tuple[Prompt, Prompt, str]]:

@@ -46,10 +46,9 @@ def share_of_right_lines(prompt: Prompt, text: str) -> float:
     """Return the share (0..1) of the right answer's steps, links or lines that stand in the text."""
     check = prompt.check
     wanted = check.answer.split("\n") if check.kind == "tests" else list(check.items)
-    said = text.replace(" > ", "\n> ") if check.kind == "chain" else text
     if check.kind == "chain":
-        names = said.split("\nAnswer")[0].replace("> ", "").split("\n")
+        names = text.split("\nAnswer")[0].replace(" > ", "\n").split("\n")
         lines = {f"{a} > {b}" for a, b in zip(names, names[1:], strict=False)}
     else:
-        lines = set(said.split("\n"))
+        lines = set(text.split("\n"))
     return sum(w in lines for w in wanted) / max(1, len(wanted))

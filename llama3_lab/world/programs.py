@@ -10,7 +10,7 @@ from __future__ import annotations
 from random import Random
 
 from llama3_lab.records import Check, Prompt, Split
-from llama3_lab.world.splits import draw_sequence, split_of
+from llama3_lab.world.splits import split_of
 
 OPERATIONS = ("keep evens", "keep odds", "keep above", "keep below", "add", "times", "sort", "skip", "take")
 ENDS = ("sum", "count", "max", "list")
@@ -86,8 +86,3 @@ def write(prompt: Prompt, rng: Random) -> str:
             n = next(c for c in line if c.isdigit())
             lines[i] = line.replace(n, str(int(n) + 1))
     return "\n".join(lines)
-
-
-def sequence(level: int, split: Split, rng: Random) -> list[str]:
-    """Return one operation sequence of the split, ends aside (for figures and tests)."""
-    return draw_sequence(OPERATIONS, level, split, rng)
