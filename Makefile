@@ -4,7 +4,8 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
 BIN = .venv/bin
-QUIET = OMP_NUM_THREADS=1 LLAMA3_LAB_PROGRESS=0 HF_HUB_OFFLINE=1
+QUIET = LLAMA3_LAB_PROGRESS=0 HF_HUB_OFFLINE=1 LLAMA3_LAB_PREDICTIONS='$(CURDIR)/build/predictions.json'
+BROWSER = tests/test_browser.py
 PIP = $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout 300
 
@@ -18,8 +19,9 @@ lab: .venv/ready
 	$(BIN)/jupyter lab notebooks $(ARGS)
 
 test: check
-	$(QUIET) $(BIN)/python -m pytest -n 2 --dist loadfile tests $(ARGS)
-	$(if $(wildcard notebooks/*.ipynb),$(QUIET) $(BIN)/python -m pytest $(NBVAL) notebooks)
+	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests --ignore $(BROWSER) $(ARGS)
+	$(if $(wildcard notebooks/*.ipynb),$(QUIET) OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(NBVAL) notebooks)
+	$(QUIET) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -rs $(BROWSER)  # after the notebooks: it uses their stages
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -27,7 +29,7 @@ check: .venv/ready
 	$(BIN)/lint-imports
 
 notebooks: .venv/ready
-	$(QUIET) $(BIN)/python tools/build_notebooks.py $(ARGS)
+	$(QUIET) OMP_NUM_THREADS=2 $(BIN)/python tools/build_notebooks.py $(ARGS)
 
 bench: .venv/ready
 	$(BIN)/python tools/bench.py $(ARGS)

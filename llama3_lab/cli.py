@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llama3_lab import __version__
+from llama3_lab.disk import refuse_place
 from llama3_lab.profiles import PROFILES, Profile, get_profile, override
 from llama3_lab.records import RunReport
-from llama3_lab.store import RunFolder, from_json, read_text, to_json, write_text
+from llama3_lab.store import RunFolder, StoreError, from_json, read_text, to_json, write_text
 
 # name of a setting: (lowest, highest) that makes sense; one name means the same in every part
 RANGES: dict[str, tuple[float, float]] = {
@@ -30,7 +31,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "per_device_train_batch_size": (1, math.inf), "max_length": (8, math.inf), "learning_rate": (0, 1),
     "pairs": (1, math.inf), "edit_share": (0, 1), "beta": (1e-9, math.inf), "nll_weight": (0, math.inf),
     "runs": (1, 100), "samples": (1, 4096), "base_samples": (1, 4096), "best_of_k": (1, 4096),
-    "best_of_k_prompts": (1, math.inf),
+    "best_of_k_prompts": (1, math.inf), "margins": (0, math.inf),
+    "more_for_unsolved": (0, 100), "adam_beta2": (0, 0.99999), "preference_prompts": (4, math.inf),
 }  # fmt: skip
 
 
@@ -132,6 +134,7 @@ def _run(args: argparse.Namespace) -> int:
     again = "goes on in" if (out / "stages.jsonl").exists() else "runs in"
     print(f"profile {profile.name}, {profile.rounds} rounds, order {profile.order}, seed {profile.seed}; {again} {out}",
           file=sys.stderr, flush=True)  # fmt: skip
+    _share_cores(profile.model.threads)
     from llama3_lab.pipeline.rounds import run_loop
 
     report = run_loop(profile, out)
@@ -141,7 +144,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_room(profile: Profile, out: Path) -> None:
-    """Refuse to start where memory or disk will not do."""
+    """Refuse to start where memory, the folder or the disk will not do."""
     from llama3_lab.doctor import RUN_GB, free_disk_gb, free_memory_gb
 
     memory, need = free_memory_gb(), profile.model.memory_gb
@@ -150,6 +153,7 @@ def _check_room(profile: Profile, out: Path) -> None:
             f"profile {profile.name} needs {need:g} GB of memory and {memory:.1f} GB are free; close other programs "
             f"(or lower model.memory_gb with --set, if you know better)"
         )
+    refuse_place(out)  # first: a place that takes no folder, like /proc, has no room either
     disk = free_disk_gb(out)
     if disk < RUN_GB:
         raise ValueError(
@@ -158,12 +162,29 @@ def _check_room(profile: Profile, out: Path) -> None:
         )
 
 
+def _share_cores(threads: int) -> None:
+    """Where other programs use the cores, let threads that wait sleep; torch must not be imported yet.
+
+    OpenMP's threads spin while they wait for each other. On an idle machine that is quicker; on a busy one
+    a spinning thread keeps the other from its core, and a step took 15 s instead of 1. The figures are the same.
+    """
+    import psutil
+
+    cores = psutil.cpu_count() or 1
+    busy = psutil.cpu_percent(interval=0.2) / 100 * cores
+    if threads > 1 and cores - busy < threads - 0.5 and "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        print(f"other programs keep {busy:.1f} of {cores} cores busy: this run takes longer", file=sys.stderr)
+
+
 def _report(args: argparse.Namespace) -> int:
     path = args.folder / "report.json"
-    if not path.is_file():
+    if os.access(args.folder, os.X_OK) and os.path.isdir(args.folder) and not os.path.exists(path):
         raise ValueError(f"{path}: there is no such file; finish the run: llama3-lab run --out {args.folder}")
     try:
         data = json.loads(read_text(path))
+    except StoreError:
+        raise
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); run the same `llama3-lab run` again to write it anew") from error
     try:

@@ -17,6 +17,27 @@ DISK = {
     errno.EACCES: "you may not write there; choose another folder",
     errno.EPERM: "you may not write there; choose another folder",
 }
+PLACE = {  # the path itself does not do
+    errno.ENOENT: "no folder can be made there, or it has gone; choose another folder",
+    errno.ENOTDIR: "a part of that path is a file, not a folder; choose another folder",
+    errno.EEXIST: "there is a file of that name, or a link that leads nowhere; choose another folder",
+    errno.EISDIR: "there is a folder of that name; move it away, or choose another folder",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ELOOP: "its links lead round in a circle; choose another folder",
+    errno.EIO: "the disk reports an error; see to it, or choose another folder",
+    errno.EMFILE: "too many files are open; close other programs",
+    errno.ENFILE: "too many files are open; close other programs",
+}
+READ = {
+    errno.ENOENT: "there is no such file; check the name",
+    errno.ENOTDIR: "there is no such file, for a part of that path is a file, not a folder; check the name",
+    errno.EISDIR: "a folder, not a file; check the name",
+    errno.ENAMETOOLONG: "the name is too long; check it",
+    errno.ELOOP: "its links lead round in a circle; check the name",
+    errno.EACCES: "you may not read it; check its permissions",
+    errno.EPERM: "you may not read it; check its permissions",
+    errno.EIO: "the disk reports an error; see to it",
+}
 DISK_WORDS = {  # what writers in other languages say instead of an errno
     "No space left on device": errno.ENOSPC, "StorageFull": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT,
     "Read-only file system": errno.EROFS,
@@ -31,10 +52,9 @@ def read_bytes(path: Path) -> bytes:
     """Return what a file holds; StoreError if it is missing or may not be read."""
     try:
         return path.read_bytes()
-    except FileNotFoundError:
-        raise StoreError(f"{path}: there is no such file; check the name") from None
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+        why = READ.get(error.errno or 0, f"cannot be read ({error.strerror}); check the file")
+        raise StoreError(f"{path}: {why}") from None
 
 
 def temporary_name(path: Path) -> Path:
@@ -75,8 +95,24 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = DISK.get(error.errno or 0, f"{error.strerror}; choose another folder")
+        why = {**DISK, **PLACE}.get(error.errno or 0, f"{error.strerror}; choose another folder")
         raise StoreError(f"cannot write {path}: {why}; what was finished before is intact") from error
+
+
+def refuse_place(folder: Path) -> None:
+    """Make a folder and take away again what was made; StoreError where the system does not allow it."""
+    made: list[Path] = []
+    with disk_errors(folder):
+        try:
+            for path in reversed([folder, *folder.parents]):
+                if not os.path.exists(path):
+                    path.mkdir()
+                    made.append(path)
+            folder.mkdir(exist_ok=True)  # it may be a file
+        finally:
+            for path in reversed(made):
+                with contextlib.suppress(OSError):  # somebody else has put something there
+                    path.rmdir()
 
 
 def digest_file(path: Path) -> str:

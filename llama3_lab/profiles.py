@@ -27,6 +27,7 @@ class Data:
     """How many prompts each stage draws from the world. Test prompts: per skill, all levels."""
 
     train_prompts: int = 800  # per round, fresh ones, over the four skills
+    preference_prompts: int = 1280  # per round, fresh ones again: what the newest preference batch is collected on
     test_per_skill: int = 200
     demonstrations: int = 400  # round zero: written by the world's authors, flaws included
     prompts_file: str = ""  # a JSONL file of Prompt records that replaces the drawn training prompts
@@ -34,9 +35,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Sampling:
-    """K answers per prompt. temperature 0 is greedy. The paper: K is typically 10–30 (§4.2.2)."""
+    """K answers per prompt. temperature 0 is greedy. The paper: K is typically 10–30 (§4.2.2).
+
+    more_for_unsolved: how often a round draws K more for the prompts whose answers have all failed.
+    """
 
     k: int = 16
+    more_for_unsolved: int = 2
     temperature: float = 1.0
     max_new_tokens: int = 96
     batch_prompts: int = 32  # prompts read at once; rows in flight are k times as many
@@ -60,20 +65,30 @@ class Fit:
     per_device_train_batch_size: int = 32
     max_length: int = 256
     warmup_steps: int = 5
+    adam_beta2: float = 0.95  # a short memory for a short training
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Sft:
-    """Supervised finetuning from the base; loss on the answer only (§4.1.3)."""
+    """Supervised finetuning from the base; loss on the answer only (§4.1.3).
+
+    special_rows: first prepare the base's untrained special-token rows (special_tokens.py). False leaves them as
+    they are: a known trap, kept so that it can be shown.
+    """
 
     fit: Fit = field(default_factory=lambda: Fit(learning_rate=4e-3, max_steps=120))
     lora: Lora = field(default_factory=Lora)
+    special_rows: bool = True
 
 
 @dataclass(frozen=True)
 class Reward:
-    """Bradley–Terry without margin (§4.1.2) on pairs of at least `min_strength`."""
+    """Bradley–Terry without margin (§4.1.2) on pairs of at least `min_strength`.
+
+    margins: Llama 2's term, left out by Llama 3: by how many logits the better answer must win, one number for
+    each of `records.STRENGTHS`, weakest first. Empty: no margin.
+    """
 
     fit: Fit = field(default_factory=lambda: Fit(learning_rate=4e-3, max_steps=100))
     lora: Lora = field(default_factory=Lora)
@@ -82,6 +97,7 @@ class Reward:
     min_strength: Literal[
         "marginally better", "slightly better", "better", "significantly better"
     ] = "better"
+    margins: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +143,17 @@ class Profile:
 
 
 TINY = Profile()
-PROFILES = {"tiny": TINY}
+# The notebooks' run: TINY with fewer prompts and steps, read on validation prompts; about two minutes a round.
+COURSE = dataclasses.replace(
+    TINY, name="course", rounds=2,
+    data=dataclasses.replace(TINY.data, train_prompts=240, preference_prompts=320, test_per_skill=60),
+    sampling=dataclasses.replace(TINY.sampling, more_for_unsolved=0),
+    sft=dataclasses.replace(TINY.sft, fit=dataclasses.replace(TINY.sft.fit, max_steps=60)),
+    reward=dataclasses.replace(TINY.reward, fit=dataclasses.replace(TINY.reward.fit, max_steps=40), pairs=480),
+    dpo=dataclasses.replace(TINY.dpo, fit=dataclasses.replace(TINY.dpo.fit, max_steps=25), pairs=480, runs=1),
+    evaluation=dataclasses.replace(TINY.evaluation, base_samples=4, best_of_k_prompts=30, split="validation"),
+)  # fmt: skip
+PROFILES = {"tiny": TINY, "course": COURSE}
 
 
 def get_profile(name: str) -> Profile:
@@ -183,7 +209,7 @@ def _read(old: Any, text: str, whole: str) -> Any:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         if kind is tuple:
-            return tuple(int(t) for t in text.split(","))
+            return tuple(float(t) if "." in t else int(t) for t in text.split(","))
         return kind(text)
     except (KeyError, ValueError) as error:
         raise ValueError(f"setting {whole!r} must be a {kind.__name__}, not {text!r}") from error

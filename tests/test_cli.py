@@ -1,5 +1,6 @@
 """The command line: one clear line for a mistake, nothing heavy before it is needed, nothing lost."""
 
+import errno
 import json
 import os
 import resource
@@ -9,9 +10,10 @@ import types
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
-from llama3_lab import cli, doctor
+from llama3_lab import cli, disk, doctor
 from llama3_lab.profiles import TINY, override
 from llama3_lab.records import RunReport
 from llama3_lab.store import RunFolder, to_json, write_records
@@ -25,6 +27,8 @@ def place(tmp_path, monkeypatch):
     """An empty working folder, and a loop that records what it was asked for."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LLAMA3_LAB_DEBUG", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 0.0)
     asked = []
 
     def run_loop(profile, out):
@@ -144,8 +148,8 @@ def test_a_mistake_costs_one_line_and_writes_nothing(place, capsys, argv, words)
 
 
 def test_every_number_of_a_profile_has_a_range():
-    numbers = {n.rpartition(".")[2] for n, v in cli._settings(TINY) if isinstance(v, int | float | tuple)}
-    assert numbers - {"control", "mask_special"} <= set(cli.RANGES)
+    settings = [(n, v) for n, v in cli._settings(TINY) if isinstance(v, int | float | tuple)]
+    assert {n.rpartition(".")[2] for n, v in settings if not isinstance(v, bool)} <= set(cli.RANGES)
     assert cli.check_profile(TINY) == TINY
 
 
@@ -238,3 +242,124 @@ def test_a_run_says_whether_it_goes_on(place, capsys):
     write_records(Path("here/stages.jsonl"), [])
     assert cli.main(["run", "--out", "here"]) == 0
     assert "goes on in here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("busy", "threads", "asleep"), [(0, 2, False), (60, 2, True), (95, 2, True), (95, 1, False)])
+def test_on_a_busy_machine_threads_that_wait_sleep(place, capsys, monkeypatch, busy, threads, asleep):
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: busy)
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 2)
+    assert cli.main(["run", "--set", f"model.threads={threads}"]) == 0
+    assert (os.environ.get("OMP_WAIT_POLICY") == "PASSIVE") is asleep
+    assert ("of 2 cores busy: this run takes longer" in capsys.readouterr().err) is asleep
+
+
+def test_a_wait_policy_of_one_s_own_stands(place, capsys, monkeypatch):
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 100.0)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert cli.main(["run"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_nothing_before_the_wait_policy_imports_torch():
+    code = "import sys; from llama3_lab import cli, doctor, store; import llama3_lab.pipeline.prompts;"
+    done = subprocess.run([sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True,
+                          text=True, cwd=ROOT, check=True)  # fmt: skip
+    assert done.stdout.strip() == "False"
+
+
+# -- places that take no run
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("/proc/nope", "cannot write /proc/nope: no folder can be made there"),
+        ("file", "cannot write file: there is a file of that name"),
+        ("file/below", "cannot write file/below: a part of that path is a file"),
+        ("file/below/deeper", "a part of that path is a file"),
+        ("a" * 300, "the name is too long; choose a shorter one"),
+        ("new/" + "a" * 300, "the name is too long; choose a shorter one"),
+        ("circle", "cannot write circle: "),
+        ("nowhere", "cannot write nowhere: there is a file of that name, or a link that leads nowhere"),
+        ("full", "full: not empty, and no run folder"),
+    ],
+)
+def test_a_place_that_takes_no_run_is_said_in_one_line(place, capsys, out, words):
+    if out.startswith("/proc") and not Path("/proc/self").exists():
+        pytest.skip("this system has no /proc")
+    Path("file").write_text("mine")
+    Path("circle").symlink_to("circle")
+    Path("nowhere").symlink_to("not/there")
+    Path("full").mkdir()
+    Path("full/mine").write_text("mine")
+    line = fails(capsys, "run", "--out", out)
+    assert words in line
+    assert "choose" in line
+    assert "free some space" not in line
+    assert sorted(os.listdir()) == ["circle", "file", "full", "nowhere"]
+    assert (Path("file").read_text(), os.listdir("full"), place) == ("mine", ["mine"], [])
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.ENOSPC, "the disk is full; free some space"),
+        (errno.EDQUOT, "your disk quota is used up; free some space"),
+        (errno.EROFS, "the disk is read-only; choose another folder"),
+        (errno.EACCES, "you may not write there; choose another folder"),
+        (errno.EPERM, "you may not write there; choose another folder"),
+        (errno.ENOENT, "no folder can be made there, or it has gone; choose another folder"),
+        (errno.ENOTDIR, "a part of that path is a file, not a folder; choose another folder"),
+        (errno.ENAMETOOLONG, "the name is too long; choose a shorter one"),
+        (errno.ELOOP, "its links lead round in a circle; choose another folder"),
+        (errno.EIO, "the disk reports an error; see to it"),
+        (errno.EMFILE, "too many files are open; close other programs"),
+        (errno.EBUSY, f"{os.strerror(errno.EBUSY)}; choose another folder"),
+    ],
+)
+def test_whatever_keeps_a_folder_from_being_made_is_said_with_what_to_do(place, capsys, monkeypatch, code, words):
+    def refuse(self, *_, **__):
+        raise OSError(code, os.strerror(code), str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        assert fails(capsys, "run", "--out", "a/b") == (
+            f"llama3-lab: error: cannot write a/b: {words}; what was finished before is intact\n"
+        ).replace("see to it;", "see to it, or choose another folder;")
+    assert (os.listdir(), place) == ([], [])
+
+
+def test_a_disk_without_room_is_told_from_a_place_that_takes_nothing(place, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "free_disk_gb", lambda folder: 0.0)
+    assert "0.00 GB are free for a/b; free some space" in fails(capsys, "run", "--out", "a/b")
+    Path("file").write_text("")
+    assert "cannot write file/b: a part of that path is a file" in fails(capsys, "run", "--out", "file/b")
+    assert os.listdir() == ["file"]  # the folders of the attempt are gone
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["report", "file"], "file/report.json: there is no such file, for a part of that path is a file"),
+        (["report", "a" * 300], "the name is too long; check it"),
+        (["report", "circle"], "circle/report.json: its links lead round in a circle"),
+        (["report", "folder"], "folder/report.json: a folder, not a file"),
+        (["run", "--prompts", "folder"], "folder: a folder, not a file; check the name"),
+        (["run", "--prompts", "file/x"], "file/x: there is no such file, for a part of that path is a file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_said_in_one_line(place, capsys, argv, words):
+    Path("file").write_text("mine")
+    Path("circle").symlink_to("circle")
+    Path("folder/report.json").mkdir(parents=True)
+    assert words in fails(capsys, *argv)
+    assert place == []
+
+
+def test_a_file_that_one_may_not_read_is_named(tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read everything: a real file would prove nothing
+    with pytest.raises(ValueError, match="x: you may not read it; check its permissions"):
+        disk.read_bytes(Path("x"))

@@ -1,14 +1,23 @@
 """Every notebook agrees with its source, was executed in order, and holds nothing of one machine."""
 
+import copy
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import build_notebooks
 import nbformat
 import pytest
-from build_notebooks import NOTEBOOKS, clean, convert, problems
+from build_notebooks import CHECKED, NOTEBOOKS, checked_changes, clean, convert, problems
 from nbformat.v4 import new_output
 
+from llama3_lab.course import exercises
+
 STEMS = sorted({p.stem for p in [*NOTEBOOKS.glob("*.ipynb"), *NOTEBOOKS.glob("src/*.py")]})
+LESSONS = [s for s in STEMS if s[:2] >= "03"]  # the stages; 00 to 02 come before there is anything to exercise
+SECTIONS = ("You will be able to", "Predict first", "At 8B", "What this did not show", "Exercises", "Recap")
 SOURCE = "# %% [markdown]\n# # Title\n\n# %%\n1 + 1\n\n# %% tags=[\"taught\"]\nprint(2)\n"
 
 
@@ -130,3 +139,116 @@ def test_two_builds_give_the_same_bytes_and_a_failing_cell_writes_nothing(tmp_pa
     assert path.read_bytes() == first
     assert build_notebooks.main(["--check"]) == 1
     assert not list(Path(tmp_path).glob("*.partial"))
+
+
+# -- a lesson: its objectives, its exercises, what it must have
+
+
+def source(stem: str) -> str:
+    return (NOTEBOOKS / "src" / f"{stem}.py").read_text()
+
+
+def objectives(text: str) -> list[str]:
+    """The bullets of "You will be able to"."""
+    part = text.split("# ## You will be able to", 1)[1].split("\n# ##", 1)[0].split("\n# %%", 1)[0]
+    return re.findall(r"^# - (.+)$", part, re.M)
+
+
+def test_objectives_are_counted_as_they_stand():
+    text = "# ## You will be able to\n#\n# - do one,\n#   in two lines;\n# - do two.\n#\n# ## Next\n#\n# - no\n"
+    assert objectives(text) == ["do one,", "do two."]
+
+
+@pytest.mark.parametrize("stem", LESSONS)
+def test_every_objective_has_an_exercise(stem):
+    there, served = objectives(source(stem)), {e.objective for e in exercises.of_notebook(stem[:2])}
+    assert 4 <= len(there) <= 6
+    assert served == set(range(1, len(there) + 1)), "an objective without exercise, or an exercise without objective"
+
+
+@pytest.mark.parametrize("stem", LESSONS)
+def test_every_exercise_stands_in_its_notebook(stem):
+    text, ids = source(stem), [e.id for e in exercises.of_notebook(stem[:2])]
+    assert re.findall(r'^check\("([\d.]+)", ', text, re.M) == ids
+    assert f'table("{stem[:2]}")' in text
+    for id in ids:
+        assert re.search(rf"^# \*\*{re.escape(id)}\b", text, re.M), f"the question of {id} is not announced in bold"
+
+
+def test_every_exercise_belongs_to_a_notebook_that_is_there():
+    assert set(exercises.notebooks()) <= {s[:2] for s in LESSONS}
+
+
+@pytest.mark.parametrize("stem", LESSONS)
+def test_a_lesson_has_its_parts(stem):
+    text = source(stem)
+    assert [s for s in SECTIONS if f"# ## {s}\n" not in text] == []
+    keys = set(re.findall(r'predict\("([\w.-]+)"', text))
+    assert keys and all(k.startswith(f"{stem[:2]}.") for k in keys)
+    assert "score(" in text, "a prediction that is never scored"
+    assert "explore(" in text, "no widget"
+    assert "views.describe(" in text or "describe_" in text, "no figure has its text twin printed"
+    assert text.count(CHECKED) >= 3, "fewer than three cells whose text is exact"
+    assert 'tags=["taught"]' in text
+
+
+# -- what nbval makes of a notebook, and what a second build changes
+
+TINY = """# %% tags=["nbval-check-output"]
+print("three is", 3)
+
+# %%
+import time
+print(time.time_ns())
+"""
+
+
+@pytest.fixture
+def workshop(tmp_path, monkeypatch):
+    """A folder with one small notebook, built; and a function that builds it again and returns it."""
+    monkeypatch.setattr(build_notebooks, "NOTEBOOKS", tmp_path)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.py").write_text(TINY)
+
+    def build():
+        assert build_notebooks.main([]) == 0
+        return nbformat.read(tmp_path / "a.ipynb", 4)
+
+    return tmp_path, build
+
+
+def test_a_second_build_changes_no_source_and_no_checked_output(workshop, capsys):
+    _, build = workshop
+    one, two = build(), build()
+    assert [c.source for c in one.cells] == [c.source for c in two.cells]
+    assert one.cells[0] == two.cells[0]
+    assert one.cells[1].outputs != two.cells[1].outputs, "a cell without the tag may differ"
+    assert checked_changes(one, two) == []
+    assert "differs from" not in capsys.readouterr().out
+
+
+def test_a_checked_output_that_changes_is_said(workshop, capsys):
+    folder, build = workshop
+    before = build()
+    before.cells[0].outputs[0].text = "three is 4\n"
+    nbformat.write(before, folder / "a.ipynb")
+    capsys.readouterr()
+    assert checked_changes(before, build()) == ["code cell 1: its checked output differs from the one before"]
+    assert "a.ipynb: code cell 1: its checked output differs" in capsys.readouterr().out
+
+
+def test_a_checked_cell_with_another_text_makes_the_run_fail(workshop):
+    folder, build = workshop
+    whole = build()
+    for name, cell, text in (("checked", 0, "three is 4\n"), ("free", 1, "then\n")):
+        altered = copy.deepcopy(whole)
+        altered.cells[cell].outputs[0].text = text
+        nbformat.write(altered, folder / f"{name}.ipynb")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "--nbval-lax", "--nbval-current-env",
+         "--nbval-cell-timeout", "60", "."], cwd=folder, capture_output=True, text=True,
+        env={**os.environ, "PYTEST_ADDOPTS": ""})  # fmt: skip
+    passed = re.findall(r"^PASSED \W*(\w+)\.ipynb", done.stdout, re.M)
+    failed = re.findall(r"^FAILED \W*(\w+)\.ipynb", done.stdout, re.M)
+    assert done.returncode == 1, done.stdout[-3000:]
+    assert (sorted(passed), failed) == (["a", "a", "checked", "free", "free"], ["checked"])

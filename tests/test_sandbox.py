@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from random import Random
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama3_lab.pipeline import sandbox
 from llama3_lab.pipeline.sandbox import Limits, Sandbox, one_line, run_tests
+from llama3_lab.world.corpus import make_prompt
 
 RIGHT = "def f(xs):\n xs = [x for x in xs if x > 4]\n return sum(xs)"
 TESTS = ("f([1, 4, 5, 9]) == 14", "f([]) == 0")
@@ -72,6 +77,17 @@ AS_TEXT = {  # name: the whole program
     "value of its own last line": RIGHT.replace("> 4", "> 5") + "\n'ok'",
     "value past its end": RIGHT.replace("> 4", "> 5") + "\n'ok' \\",
     "value that explodes on leaving": "x = (1,)\nfor i in range(60): x = (x, x)\n{x: 1}",
+    "return of a value that explodes": RIGHT + "\nx = (1,)\nfor i in range(60): x = (x, x)\nreturn {x: 1}",
+    "return of a word": RIGHT.replace("> 4", "> 5") + "\nreturn 'ok'",
+    "return before the tests": RIGHT + "\nreturn",
+    "exit in a block": RIGHT + "\nif 1:\n for x in 1, 2:\n  print('ok')\n  return 'ok'",
+    "open block": RIGHT + "\nif 0:\n #",
+    "open block, bent line": RIGHT + "\nif 0: \\",
+    "open condition, bent line": RIGHT + "\n0 and \\",
+    "open decorator": RIGHT + "\n@sum",
+    "goes on with the judge, indented": " f = sum\n" + RIGHT,
+    "goes on with the judge, in brackets": "or 'ok')[:9])\n" + RIGHT,
+    "names that nobody knows": "for i in range(99):\n try: nobody\n except NameError: pass\n" + RIGHT,
 }
 FAKES = {  # each would pass if a test were only "is the expression truthy?"
     "fake __eq__": "class A:\n def __eq__(self, o): return True\ndef f(xs): return A()",
@@ -83,6 +99,7 @@ FAKES = {  # each would pass if a test were only "is the expression truthy?"
                     "def f(xs): return A()",
     "rebound everything": "len = all = zip = list = lambda *a: True\nint = float = True\ndef f(xs): return 1",
     "prints what is expected": "def f(xs): print('ok', 14, 0)",
+    "rebound print": "def print(*a): return 'ok'\ndef f(xs): return 1",
     "hunts the judge by name": "def f(xs): return 1\nfor n in list(locals()): exec(n + ' = lambda *a: None')",
     "hunts the judge when called": "def f(xs):\n for n in list(globals()): exec(f'global {n}; {n}=min')",
 }  # fmt: skip
@@ -98,6 +115,12 @@ def test_right_passes_and_wrong_names_the_first_failing_test() -> None:
     raised = run_tests("def f(xs): return 14 if xs else xs[0]", TESTS)
     assert raised.reason == "test 2 (f([]) == 0): IndexError: list index out of range"
     assert run_tests("x = 1 / 0", TESTS).reason == "program: ZeroDivisionError: division by zero"
+    in_repr = "class A:\n def __repr__(s): return [][0]\ndef f(xs): return A()"
+    assert run_tests(in_repr, TESTS).reason.startswith("test 1 (f([1, 4, 5, 9]) == 14): IndexError")
+    assert run_tests("raise", TESTS).reason.startswith("program: RuntimeError")
+    assert run_tests("def f(xs):", TESTS).reason.startswith("program: SyntaxError")
+    assert run_tests(RIGHT, [*TESTS, "f([]) == max([])"]).reason.startswith("tests: ValueError")
+    assert run_tests(RIGHT + "\nreturn 0", TESTS).reason.startswith("program: it ends before its tests")
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -191,6 +214,40 @@ def test_the_words_of_a_test_reach_the_program_unchanged() -> None:
             run_tests("def f(x): return x", [f"f('{text}') == '{text}'", f"f('{text}') < 'zz'"]).outcome
             == "pass"
         )
+
+
+@pytest.mark.parametrize("test", [
+    "f() == 0", "f(1) == -2", "f([]) == []", "f([1, -2], 3) == [-4, 50]", "g_1([0], []) == 12", "not(1) == 0",
+    "None(1) == 2", "f(007) == 1", "f(1) == 2 ", "f(1)==2", "f( 1) == 2", "f(1,) == 2", "f([1, 2], [3]) == [4, [5]]",
+    "f(1) == 2 == 3", "f(1)(2) == 3", "1 == f(1)", "f(1) == 2)", "f(1", "lambda(1) == 1", "f(-0) == 1",
+])  # fmt: skip
+def test_the_short_way_to_read_a_test_finds_what_the_parser_finds(
+    test: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read() -> tuple[str, str, str] | str:
+        try:
+            return sandbox._form(test)
+        except SyntaxError:
+            return "no expression"
+
+    short = read()
+    monkeypatch.setattr(sandbox, "_USUAL", re.compile("(?!)"))
+    assert short == read()
+
+
+def test_a_check_takes_less_than_a_1500th_of_a_second_of_processor_time() -> None:
+    """Host and worker together; the clock on the wall of a busy machine proves nothing (`make bench` shows it)."""
+    rng, took = Random(0), []
+    with Sandbox() as box:
+        for _ in range(4):
+            work = [make_prompt(rng, "programs", 1 + i % 3, "train").check for i in range(250)]
+            box.run_tests(RIGHT, TESTS)
+            both = [psutil.Process(), *psutil.Process().children()]
+            before = [p.cpu_times() for p in both]
+            assert {box.run_tests(c.answer, c.items).outcome for c in work} == {"pass"}
+            used = zip(before, (p.cpu_times() for p in both), strict=True)
+            took.append(sum(b.user - a.user + b.system - a.system for a, b in used) / len(work))
+    assert min(took) < 1 / 1500
 
 
 def test_what_cannot_be_checked_abstains() -> None:

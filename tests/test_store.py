@@ -430,3 +430,175 @@ def test_an_interrupt_leaves_no_half_checkpoint(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             build(run, make=interrupt)
         assert not any((run.path / "checkpoints").iterdir())
+
+
+# -- a folder that several notebooks share
+
+
+def shared(path: Path, told=None) -> RunFolder:
+    return RunFolder(path / "run", TINY, shared=True, told=told)
+
+
+def stages_in(path: Path) -> list[str]:
+    return [json.loads(line)["name"] for line in (path / "run" / "stages.jsonl").read_text().splitlines()]
+
+
+def test_a_second_notebook_sees_what_the_first_made_after_both_were_opened(tmp_path):
+    one, two = shared(tmp_path), shared(tmp_path)
+    rows, made = one.once("prompts", Prompt, lambda: prompts(3)), build(one)
+    assert two.once("prompts", Prompt, never) == rows
+    assert build(two, make=never) == made
+    assert two.seconds("sft") == one.seconds("sft")
+    two.once("more", Prompt, lambda: prompts(1))
+    assert one.once("more", Prompt, never) == prompts(1)
+    assert stages_in(tmp_path) == ["prompts", "sft", "more"]
+
+
+def test_a_stage_says_once_whether_it_was_kept_or_made(tmp_path):
+    first: list[str] = []
+    second: list[str] = []
+    one = shared(tmp_path, first.append)
+    for _ in range(2):
+        one.once("prompts", Prompt, lambda: prompts(3))
+        build(one)
+    assert first == ["prompts: made in 0 s", "sft: made in 0 s"]
+    two = shared(tmp_path, second.append)
+    for _ in range(2):
+        build(two, make=never)
+    assert second == ["sft: kept from before"]
+
+
+def test_a_missing_stage_is_looked_for_again_before_it_is_declared_missing(tmp_path):
+    one, two = shared(tmp_path), shared(tmp_path)
+
+    def missing() -> list[Prompt]:
+        raise ValueError("not measured yet")
+
+    with pytest.raises(ValueError, match="not measured yet"):
+        two.once("scores", Prompt, missing)
+    one.once("scores", Prompt, lambda: prompts(2))
+    assert two.once("scores", Prompt, missing) == prompts(2)
+
+
+def test_a_stage_may_use_another_while_it_is_made(tmp_path):
+    run = shared(tmp_path)
+    rows = run.once("outer", Prompt, lambda: run.once("inner", Prompt, lambda: prompts(2)))
+    assert rows == prompts(2)
+    assert stages_in(tmp_path) == ["inner", "outer"]
+    assert shared(tmp_path).once("inner", Prompt, never) == rows  # and the lock is free again
+
+
+MAKER = """
+import sys, time
+from pathlib import Path
+from llama3_lab.profiles import TINY
+from llama3_lab.records import Check, Prompt
+from llama3_lab.store import RunFolder
+def make():
+    print("making", flush=True)
+    sys.stdin.readline()
+    return [Prompt("p0", "arithmetic", "0+1?", "train", 1, Check("number", "1"))]
+RunFolder(Path(sys.argv[1]), TINY, shared=True).once("slow", Prompt, make)
+"""
+
+
+@pytest.fixture
+def maker(tmp_path):
+    """Another process that is making the stage "slow" until it reads a line."""
+    command = [sys.executable, "-c", MAKER, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "making\n"
+        yield other
+        other.kill()
+
+
+def test_who_needs_a_stage_that_is_being_made_waits_says_so_and_reads_it(tmp_path, maker):
+    lines: list[str] = []
+
+    def told(line: str) -> None:
+        lines.append(line)
+        if "waiting" in line:
+            maker.stdin.write("\n")
+            maker.stdin.flush()
+
+    assert shared(tmp_path, told).once("slow", Prompt, never) == prompts(1)
+    assert lines == ["slow: waiting for another notebook, which makes slow", "slow: kept from before"]
+
+
+def test_what_is_finished_is_read_without_waiting(tmp_path, maker):
+    run = shared(tmp_path)  # opening does not wait either
+    with pytest.raises(ValueError, match="'slow' has not finished"):
+        run.seconds("slow")
+
+
+def test_a_notebook_killed_while_it_makes_a_stage_holds_up_nobody(tmp_path, maker):
+    maker.kill()
+    maker.wait()
+    assert shared(tmp_path).once("slow", Prompt, lambda: prompts(2)) == prompts(2)
+
+
+def test_a_run_of_ones_own_and_a_notebook_exclude_each_other(tmp_path, maker):
+    with pytest.raises(ValueError, match="another run is writing it"):
+        RunFolder(tmp_path / "run", TINY)
+    maker.communicate("\n", timeout=60)
+    with RunFolder(tmp_path / "run", TINY) as run:
+        assert run.once("slow", Prompt, never) == prompts(1)
+
+
+def test_a_line_that_another_is_just_writing_is_left_alone(tmp_path):
+    one = shared(tmp_path)
+    one.once("one", Prompt, lambda: prompts(1))
+    ledger = tmp_path / "run" / "stages.jsonl"
+    half = ledger.read_bytes() + b'{"name": "tw'
+    ledger.write_bytes(half)
+    two = shared(tmp_path)
+    assert two.once("one", Prompt, never) == prompts(1)
+    assert ledger.read_bytes() == half
+    two.once("two", Prompt, lambda: prompts(2))  # under the lock nobody writes: the half line is of a dead run
+    assert stages_in(tmp_path) == ["one", "two"]
+
+
+def test_a_checkpoint_of_other_data_is_made_again_where_a_run_of_ones_own_refuses(tmp_path):
+    lines: list[str] = []
+    build(shared(tmp_path))
+    again = build(shared(tmp_path, lines.append), data="d2")
+    assert again.data_digest == "d2"
+    assert lines == ["sft: made again in 0 s"]
+    with RunFolder(tmp_path / "run", TINY) as run, pytest.raises(ValueError, match="another training data"):
+        build(run, data="d3")
+
+
+def test_what_rests_on_a_stage_made_again_is_made_again(tmp_path):
+    run = shared(tmp_path)
+    build(run, "sft")
+    run.once("scores-sft-chat", Prompt, lambda: prompts(1))
+    build(run, "sft", data="d2")
+    assert run.once("scores-sft-chat", Prompt, lambda: prompts(2)) == prompts(2)
+
+
+def test_only_its_own_notebook_rests_on_a_notebooks_stage(tmp_path):
+    run = shared(tmp_path)
+    for name in ("06-nll", "round1-policy", "05-best", "06-nll-more"):
+        build(run, name)
+    run.once("scores-06-nll-chat", Prompt, lambda: prompts(1))
+    build(run, "06-nll", data="d2")
+    assert stages_in(tmp_path) == ["round1-policy", "05-best", "06-nll"]
+    assert build(run, "round1-policy", make=never) and build(run, "05-best", make=never)
+    with pytest.raises(AssertionError, match="made again"):
+        run.once("scores-06-nll-chat", Prompt, never)
+
+
+def test_an_altered_file_of_a_shared_run_is_named(tmp_path):
+    run = shared(tmp_path)
+    run.once("prompts", Prompt, lambda: prompts(2))
+    (tmp_path / "run" / "prompts.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"prompts.jsonl: altered or cut off .* delete it to remake it"):
+        run.once("prompts", Prompt, never)
+    (tmp_path / "run" / "prompts.jsonl").unlink()
+    assert run.once("prompts", Prompt, lambda: prompts(2)) == prompts(2)
+
+
+def test_other_settings_are_refused_in_a_shared_folder_too(tmp_path):
+    shared(tmp_path)
+    with pytest.raises(ValueError, match=r"made with other settings: sampling.k"):
+        RunFolder(tmp_path / "run", override(TINY, "sampling.k=8"), shared=True)

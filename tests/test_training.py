@@ -16,9 +16,16 @@ from torch.testing import assert_close
 
 from llama3_lab.models import answer_logprobs, encode_answers, encode_prompt, load_policy, load_reward_model
 from llama3_lab.pipeline import training
-from llama3_lab.pipeline.collating import comparison_rows, demonstration_rows, preference_rows
+from llama3_lab.pipeline.collating import (
+    Halves,
+    comparison_margins,
+    comparison_rows,
+    demonstration_rows,
+    preference_rows,
+)
 from llama3_lab.pipeline.health import check, start_and_end
 from llama3_lab.pipeline.losses import dpo_loss
+from llama3_lab.pipeline.pairs import triples
 from llama3_lab.pipeline.training import MaskingCollator, read_training, train_dpo, train_reward, train_sft
 from llama3_lab.profiles import Dpo, Fit, Lora, Model, Reward, Sft
 from llama3_lab.records import Check, Curve, Demonstration, PreferencePair, Prompt
@@ -209,7 +216,7 @@ def test_reward_model_prefers_the_chosen(reward):
 def test_reward_trains_on_strong_pairs_and_every_order_of_a_triple(monkeypatch, tmp_path):
     caught = {}
 
-    def stop(tokenizer, rows, max_length):
+    def stop(tokenizer, rows, *_):
         caught["rows"] = rows
         raise InterruptedError
 
@@ -220,6 +227,25 @@ def test_reward_trains_on_strong_pairs_and_every_order_of_a_triple(monkeypatch, 
         train_reward(BASE, [weak, edited, PAIRS[2]], REWARD, tmp_path / "r", SETTINGS)
     c, r = edited.chosen, edited.rejected
     assert {(a, b) for _, a, b in caught["rows"]} == {("E", c), ("E", r), (c, r), (PAIRS[2].chosen, PAIRS[2].rejected)}
+
+
+def test_margins_follow_the_strength_of_each_comparison():
+    weak, strong = replace(PAIRS[0], strength="slightly better"), replace(PAIRS[1], strength="significantly better")
+    edited = replace(strong, edited="E")
+    assert comparison_margins([weak, edited, strong], (0, 1, 2, 3)) == [1, 3, 0, 3, 3]
+    assert len(comparison_margins([weak, edited, strong], (0, 1, 2, 3))) == len(triples([weak, edited, strong]))
+    assert comparison_margins([weak, edited], ()) == []
+    for bad in ((1.0, 2.0), (0.0, 1.0, -1.0, 3.0)):
+        with pytest.raises(ValueError, match=r"reward\.margins .* 4 numbers from 0 up"):
+            comparison_margins([weak], bad)
+
+
+def test_a_margin_is_what_trl_subtracts(tmp_path):
+    """First rewards lie near 0, so the first loss is near log(1 + e^m), where without margin it is log 2."""
+    done = train_reward(BASE, PAIRS, replace(REWARD, margins=(0.0, 0.0, 2.0, 0.0)), tmp_path / "m", SETTINGS)
+    loss = next(c.values for c in done.curves if c.metric == "loss")
+    assert loss[0] == pytest.approx(math.log1p(math.exp(2.0)), abs=0.1)
+    assert "first reward loss" not in {h.name for h in done.health}  # log 2 is not what it starts from
 
 
 def test_reward_refuses_a_pad_that_ends_texts(monkeypatch, tmp_path):
@@ -233,6 +259,32 @@ def test_reward_refuses_a_pad_that_ends_texts(monkeypatch, tmp_path):
     monkeypatch.setattr(training, "new_reward_model", spoiled)
     with pytest.raises(ValueError, match="pad token"):
         train_reward(BASE, PAIRS, REWARD, tmp_path / "r", SETTINGS)
+
+
+def test_a_batch_holds_random_rows_and_puts_the_shorter_first():
+    lengths = [(7 * i) % 23 for i in range(50)]
+    halves = Halves(lengths, 8, seed=3)
+    first, second = list(halves), list(halves)
+    assert sorted(first) == sorted(second) == list(range(50)) and first != second  # each row once an epoch
+    assert first == list(Halves(lengths, 8, seed=3)) != list(Halves(lengths, 8, seed=4))
+    for start in range(0, 50, 8):
+        batch = [lengths[i] for i in first[start : start + 8]]
+        assert batch == sorted(batch)
+    assert max(lengths[i] for i in first[:8]) > min(lengths[i] for i in first[8:])  # no batches of like lengths
+
+
+def test_a_step_in_halves_is_the_step_of_the_whole_batch(tmp_path, monkeypatch):
+    uneven = [replace(d, text=d.text * (1 + i % 3)) for i, d in enumerate(DEMONSTRATIONS[:8])]
+    how = Sft(replace(FIT, max_steps=2, per_device_train_batch_size=8), Lora(8, 16))
+    train_sft(BASE, uneven, how, tmp_path / "halves", SETTINGS)
+    original = training._arguments
+    monkeypatch.setattr(training, "_arguments", lambda *a, **k: original(*a, **{**k, "halves": False}))
+    train_sft(BASE, uneven, how, tmp_path / "whole", SETTINGS)
+    a, b = weights(tmp_path / "halves"), weights(tmp_path / "whole")
+    moved = max((a[n] - w).abs().max().item() for n, w in weights(BASE).items())
+    assert max((a[n] - b[n]).abs().max().item() for n in a) < 0.02 * moved
+    curves = [read_training(tmp_path / n).curves[0] for n in ("halves", "whole")]
+    assert curves[0].values == pytest.approx(curves[1].values, rel=1e-3)
 
 
 def test_same_seed_same_weights_whatever_ran_before(sft, dpo, reward, tmp_path):

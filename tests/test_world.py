@@ -1,6 +1,8 @@
 """The world's laws: right answers pass, splits never meet, seeds repeat, raters follow Bradley–Terry."""
 
 import math
+import re
+from collections import Counter
 from random import Random
 
 import pytest
@@ -11,7 +13,7 @@ from llama3_lab.records import CHECKABLE, SKILLS, Check, Prompt
 from llama3_lab.store import write_records
 from llama3_lab.world import arithmetic, conversation, orderings, programs
 from llama3_lab.world.annotators import NOISE, annotate, strength
-from llama3_lab.world.corpus import documents, ideal, make_prompt, write
+from llama3_lab.world.corpus import HEADINGS, documents, ideal, make_prompt, write
 
 
 @pytest.mark.parametrize("skill", CHECKABLE)
@@ -78,9 +80,21 @@ def test_no_combination_is_in_two_splits(skill):
 
 
 def test_corpus_holds_no_held_out_question():
-    questions = {d.split("\n\n")[1] for d in documents(5000, seed=3)}
+    lines = {line for d in documents(5000, seed=3) for line in d.split("\n\n")}
     for split in ("validation", "test"):
-        assert not questions & {p.text for p in held_out(100, split)}
+        assert not lines & {p.text for p in held_out(100, split)}
+
+
+def test_a_document_has_one_of_the_headings_and_the_base_format_is_the_commonest():
+    found = Counter()
+    for document in documents(4000, seed=4):
+        for above_question, above_answer in HEADINGS:
+            start = re.escape(above_question).replace(r"\{n\}", r"\d+").replace(r"\{m\}", r"\d")
+            if re.match(f"{start}\n\n[^\n]+\n\n{re.escape(above_answer)}\n\n.", document):
+                found[above_question] += 1
+    assert sum(found.values()) == 4000 and found.most_common(1)[0][0] == "Q:"
+    for (above_question, _), share in HEADINGS.items():
+        assert abs(found[above_question] / 4000 - share) < 0.03
 
 
 def test_corpus_and_prompts_repeat_with_their_seed_and_change_with_it():

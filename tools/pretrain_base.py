@@ -35,9 +35,9 @@ from llama3_lab.world.corpus import documents
 
 @dataclass(frozen=True)
 class Settings:
-    """What made the base. documents × about 42 tokens; lengths in tokens; sizes as in LlamaConfig."""
+    """What made the base. documents × about 50 tokens; lengths in tokens; sizes as in LlamaConfig."""
 
-    documents: int = 290_000
+    documents: int = 400_000
     tokenizer_documents: int = 30_000
     vocab_size: int = 640
     hidden_size: int = 128

@@ -55,8 +55,17 @@ ROUND_LINES: tuple[tuple[str, Any], ...] = (
     ("blue", "-"), ("orange", "--"), ("green", "-."), ("purple", ":"), ("ink", (0, (5, 1, 1, 1, 1, 1))))
 
 
+class Twin(str):
+    """The text twin of a figure; a cell that ends with it shows it line by line, as print() does."""
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+
 class ReportFigure(Figure):
-    """A matplotlib figure that a notebook shows by itself, with or without pyplot."""
+    """A matplotlib figure that a notebook shows by itself, with or without pyplot. twin: the same facts as text."""
+
+    twin: str = ""
 
     def _repr_png_(self) -> bytes:
         out = io.BytesIO()
@@ -71,6 +80,17 @@ def styled(draw: Callable[P, ReportFigure]) -> Callable[P, ReportFigure]:
         with mpl.rc_context(STYLE):
             return draw(*args, **kwargs)
     return inner
+
+
+def describe(figure: ReportFigure) -> Twin:
+    """Return a figure's text twin: the same facts, for those who cannot see it.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if not figure.twin:
+        raise ValueError("this figure has no text twin; set figure.twin = describe_…(…)")
+    return Twin(figure.twin)
 
 
 def to_svg(figure: Figure) -> str:

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch.utils.data import Sampler
+
 from llama3_lab.models import encode_answers, encode_prompt
-from llama3_lab.records import Demonstration, PreferencePair, Prompt
+from llama3_lab.records import STRENGTHS, Demonstration, PreferencePair, Prompt
 
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Columns of token ids by name, all of one length; `cut` of the `answers` in them lost their end."""
+    """Columns of token ids (and margins) by name, all of one length; `cut` of the `answers` in them lost their end."""
 
-    columns: dict[str, list[list[int]]]
+    columns: dict[str, list[Any]]
     answers: int
     cut: int
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
+
+
+class Halves(Sampler[int]):
+    """Row numbers in random order, new in each epoch; within each batch of `batch_size`, shorter rows first.
+
+    Read in two halves, such a batch pads its short rows to the longest short one only.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size = lengths, batch_size
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(len(self), generator=self.generator).tolist()
+        for start in range(0, len(order), self.batch_size):
+            yield from sorted(order[start : start + self.batch_size], key=lambda i: (self.lengths[i], i))
 
 
 def demonstration_rows(tokenizer: Any, rows: Sequence[Demonstration], max_length: int) -> Rows:
@@ -31,12 +53,34 @@ def demonstration_rows(tokenizer: Any, rows: Sequence[Demonstration], max_length
     return Rows({"input_ids": [p + a for p, a in zip(prompts, answers, strict=True)], "labels": labels}, len(rows), cut)
 
 
-def comparison_rows(tokenizer: Any, rows: Sequence[tuple[Prompt, str, str]], max_length: int) -> Rows:
-    """Return chosen_ids and rejected_ids, prompt included, for a reward model."""
+def comparison_rows(
+    tokenizer: Any, rows: Sequence[tuple[Prompt, str, str]], max_length: int, margins: Sequence[float] = ()
+) -> Rows:
+    """Return chosen_ids and rejected_ids, prompt included, for a reward model, and `margins` where given."""
     prompts, (better, worse), cut = _encode(tokenizer, rows, max_length)
     chosen = [p + a for p, a in zip(prompts, better, strict=True)]
-    return Rows({"chosen_ids": chosen, "rejected_ids": [p + a for p, a in zip(prompts, worse, strict=True)]},
-                2 * len(rows), cut)  # fmt: skip
+    columns = {"chosen_ids": chosen, "rejected_ids": [p + a for p, a in zip(prompts, worse, strict=True)]}
+    return Rows(columns | ({"margin": list(margins)} if margins else {}), 2 * len(rows), cut)
+
+
+def comparison_margins(pairs: Sequence[PreferencePair], margins: Sequence[float]) -> list[float]:
+    """Return Llama 2's margin m of each comparison that `pairs.triples` makes, in its order; [] without `margins`.
+
+    margins: one for each of STRENGTHS, weakest first. An edited answer over the rejected one takes its pair's
+    margin; over the chosen one nobody has rated it: 0.
+
+    Raises:
+        ValueError: unless there are none or four of them, none below 0.
+    """
+    if not margins:
+        return []
+    if len(margins) != len(STRENGTHS) or min(margins) < 0:
+        raise ValueError(f"reward.margins is {tuple(margins)}; give {len(STRENGTHS)} numbers from 0 up, weakest first")
+    of = dict(zip(STRENGTHS, map(float, margins), strict=True))
+    out: list[float] = []
+    for p in pairs:
+        out += [of[p.strength]] if p.edited is None else [of[p.strength], 0.0, of[p.strength]]
+    return out
 
 
 def preference_rows(tokenizer: Any, pairs: Sequence[PreferencePair], max_length: int) -> Rows:

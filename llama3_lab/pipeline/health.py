@@ -44,13 +44,18 @@ def read_training(out: Path) -> Training:
         raise ValueError(f"{file}: not a finished training's record ({error}); run the stage again") from error
 
 
-def check(stage: str, curves: Sequence[Curve], cut: int, answers: int) -> tuple[HealthCheck, ...]:
-    """Return the checks that the stage's curves allow. cut: answers of `answers` that max_length cut off."""
+def check(
+    stage: str, curves: Sequence[Curve], cut: int, answers: int, margins: bool = False
+) -> tuple[HealthCheck, ...]:
+    """Return the checks that the stage's curves allow. cut: answers of `answers` that max_length cut off.
+
+    margins: a reward loss with margins starts above ln 2, so its start is not checked.
+    """
     by_metric = {c.metric: c.values for c in curves}
     out = [_nothing_cut(stage, cut, answers)]
     if "reward margin" in by_metric:
-        out += [_starts_at_ln2(stage, "first reward loss", by_metric["loss"]),
-                _rises(stage, "reward margin", by_metric["reward margin"])]  # fmt: skip
+        out += [] if margins else [_starts_at_ln2(stage, "first reward loss", by_metric["loss"])]
+        out.append(_rises(stage, "reward margin", by_metric["reward margin"]))
     elif "implicit reward margin" in by_metric:
         out += [_starts_at_ln2(stage, "first DPO loss", by_metric["preference loss"]),
                 _rises(stage, "implicit reward margin", by_metric["implicit reward margin"]),

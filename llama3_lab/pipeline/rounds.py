@@ -78,6 +78,17 @@ def round_prompts(run: Run, asked: Sequence[Prompt], number: int) -> list[Prompt
     return draw_prompts(run.profile.data.train_prompts // len(SKILLS), "train", seed, f"round{number}", run.tests)
 
 
+def preference_prompts(run: Run, number: int, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return the prompts of a round's newest preference batch: fresh ones, or the person's own.
+
+    On the prompts that its SFT has just learned, a policy repeats the winners: pairs from there teach little.
+    """
+    if run.profile.data.prompts_file:
+        return list(prompts)
+    per_skill = run.profile.data.preference_prompts // len(SKILLS)
+    return draw_prompts(per_skill, "train", seed_of(run.profile, "preferences"), f"preferences{number}", run.tests)
+
+
 def begin(run: Run) -> tuple[Evaluation, ...]:
     """Make round zero: the first policy and its sibling, SFT on written demonstrations, flaws included."""
     rng = Random(seed_of(run.profile, "demonstrations"))
@@ -114,20 +125,36 @@ def collect(run: Run, name: str, policies: tuple[str, str], prompts: Sequence[Pr
     return run.folder.once(name, PreferencePair, make)
 
 
+def winners(run: Run, number: int) -> tuple[list[Demonstration], list[Demonstration]]:
+    """Return the demonstrations of rounds 1 to `number`, and their control: as many, for the same prompts, by lot."""
+    best: list[Demonstration] = []
+    lot: list[Demonstration] = []
+    for i in range(1, number + 1):
+        judged, seed = run.folder.once(f"round{i}-judged", Judged, _not_judged), seed_of(run.profile, f"round{i}")
+        chosen = demonstrations.select(judged, seed=seed)
+        best += chosen
+        lot += demonstrations.select_at_random(judged, chosen, seed)
+    return best, lot
+
+
+def _not_judged() -> list[Judged]:
+    raise ValueError("an earlier round has not drawn its candidates; run the rounds in order")
+
+
 def run_round(run: Run, number: int, batches: list[list[PreferencePair]], prompts: list[Prompt]) -> RoundReport:
     """Run one round in the paper's order; appends the round's preference batch to `batches`."""
     r, last = f"round{number}", "first" if number == 1 else f"round{number - 1}-policy"
     strong = [p for b in batches for p in pairs.strong(b, run.profile.reward.min_strength)]
     reward = run.reward(f"{r}-reward", strong)
     judged = judge_round(run, number, last, prompts)
-    best = demonstrations.select(judged, seed=seed_of(run.profile, r))
+    best, lot = winners(run, number)
     made = [reward, run.sft(f"{r}-sft", best)]
     evaluations = [run.scores(f"{r}-sft", f"round {number} sft", number)]
     if run.profile.evaluation.control:
-        lot = demonstrations.select_at_random(judged, best, seed_of(run.profile, r))
         made.append(run.sft(f"{r}-control", lot))
         evaluations.append(run.scores(f"{r}-control", f"round {number} sft on random", number))
-    batches.append(collect(run, f"batch-{number}", (f"{r}-sft", f"{r}-sft"), prompts))
+    fresh = preference_prompts(run, number, prompts)
+    batches.append(collect(run, f"batch-{number}", (f"{r}-sft", f"{r}-sft"), fresh))
     newest = pairs.strong(batches[-1], run.profile.reward.min_strength)
     made += run.dpo(f"{r}-policy", f"{r}-sft", newest)
     evaluations += [run.scores(f"{r}-dpo-1", f"round {number} dpo", number),
@@ -159,13 +186,24 @@ def run_round_field_report(
 
 
 def judge_round(run: Run, number: int, last: str, prompts: list[Prompt]) -> list[Judged]:
-    """Return the round's candidates, K a prompt, each with verdict and reward."""
-    name = f"round{number}-judged"
+    """Return the round's candidates, each with verdict and reward: K a prompt, and K more where none was right.
+
+    Without the second helping a strict filter drops hard prompts first, as the paper warns (§4.3.1).
+    """
+    name, how = f"round{number}-judged", run.profile.sampling
 
     def make() -> list[Judged]:
-        drawn = run.answers(last, prompts, run.profile.sampling.k, name)
         reward_model = load_reward_model(run.path(f"round{number}-reward"), run.profile.model, f"round{number}-reward")
-        return measurements.judge(drawn, reward_model)
+        judged: dict[str, list[Judged]] = {p.id: [] for p in prompts}
+        asked = list(prompts)
+        for helping in range(1 + how.more_for_unsolved):
+            stage = f"{name}-{helping}" if helping else name
+            for j in measurements.judge(run.answers(last, asked, how.k, stage), reward_model):
+                judged[j.candidate.prompt.id].append(j)
+            asked = [p for p in asked if all(j.verdict.outcome == "fail" for j in judged[p.id])]
+            if not asked:
+                break
+        return [j for group in judged.values() for j in group]
 
     return run.folder.once(name, Judged, make)
 

@@ -1,22 +1,30 @@
-"""Run: a run in progress. It makes a stage once, keeps it, and hands it out again afterwards."""
+"""Run: a run in progress. It makes a stage once, keeps it, and hands it out again afterwards.
+
+course_run() is the notebooks' run: one folder for all of them, so that each finds what the others made.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from llama3_lab import places
+from llama3_lab.disk import digest_file
+from llama3_lab.lock import Told
 from llama3_lab.models import Policy, Style, load_policy
 from llama3_lab.pipeline import measurements, reports
 from llama3_lab.pipeline.averaging import average
 from llama3_lab.pipeline.candidates import sample
+from llama3_lab.pipeline.prompts import held_out
 from llama3_lab.pipeline.training import train_dpo, train_reward, train_sft
-from llama3_lab.profiles import Profile
+from llama3_lab.profiles import COURSE, Dpo, Profile, Reward, Sft
 from llama3_lab.records import Candidate, Checkpoint, Demonstration, Evaluation, PreferencePair, Prompt, PromptScore
-from llama3_lab.store import RunFolder, digest_records
+from llama3_lab.store import RunFolder, digest_records, digest_settings
 
 BASE = "base"
 
@@ -24,6 +32,23 @@ BASE = "base"
 def seed_of(profile: Profile, stage: str) -> int:
     """Return the stage's own seed: the run's seed and the stage's name, hashed."""
     return int.from_bytes(hashlib.sha256(f"{profile.seed}/{stage}".encode()).digest()[:4], "big") >> 1
+
+
+def course_run(told: Told | None = print, profile: Profile = COURSE) -> Run:
+    """Return the notebooks' run, shared by all of them: <runs>/course-<8 hex digits>.
+
+    The digits follow from the profile and the base's weights. Where either changes, a fresh folder is
+    begun, and the old one, which no longer fits, is left as it was (delete it to save space). `told`
+    gets one line a stage: "round1-sft: kept from before", or "round1-sft: made in 12 s".
+    OMP_NUM_THREADS, where it is set, caps the profile's threads: on a busy machine, fewer are faster.
+    """
+    weights = places.project() / profile.model.path / "model.safetensors"
+    base = digest_file(weights) if weights.is_file() else profile.model.path
+    key = hashlib.sha256(f"{digest_settings(profile)} {base}".encode()).hexdigest()[:8]
+    folder = RunFolder(places.runs() / f"{profile.name}-{key}", profile, shared=True, told=told)
+    threads = min(profile.model.threads, int(os.environ.get("OMP_NUM_THREADS") or profile.model.threads))
+    profile = replace(profile, model=replace(profile.model, threads=threads))
+    return Run(folder, profile, tuple(held_out(profile.data.test_per_skill, profile.evaluation.split)))
 
 
 @dataclass(frozen=True)
@@ -36,7 +61,10 @@ class Run:
 
     def path(self, name: str) -> Path:
         """Return the folder of a finished policy or reward model, or of the base."""
-        return Path(self.profile.model.path) if name == BASE else self.folder.path / "checkpoints" / name
+        if name != BASE:
+            return self.folder.path / "checkpoints" / name
+        wanted, own = Path(self.profile.model.path), places.project() / self.profile.model.path
+        return own if own.is_dir() and not wanted.is_dir() else wanted
 
     def policy(self, name: str) -> Policy:
         """Return the policy of that name, loaded."""
@@ -57,53 +85,66 @@ class Run:
                                 lambda: measurements.measure(self.policy(name), tests, how, style))  # fmt: skip
         return reports.evaluate(stage, round, plan.split, rows, k)
 
-    def rows(self, name: str) -> list[PromptScore]:
-        """Return the kept per-prompt scores of a policy that has been measured in the chat format."""
-        return self.folder.once(f"scores-{name}-chat", PromptScore, _missing)
+    def rows(self, name: str, style: Style = "chat") -> list[PromptScore]:
+        """Return the kept per-prompt scores of a policy that has been measured in this format."""
+        return self.folder.once(f"scores-{name}-{style}", PromptScore, partial(_missing, name))
 
     def answers(self, name: str, prompts: Sequence[Prompt], k: int, stage: str) -> list[Candidate]:
         """Return k sampled answers a prompt; what they are is fixed by the stage's seed."""
         how = replace(self.profile.sampling, k=k, seed=seed_of(self.profile, stage))
         return sample(self.policy(name), prompts, how)
 
-    def sft(self, name: str, rows: Sequence[Demonstration]) -> Checkpoint:
-        """Return the base finetuned on demonstrations."""
-        how, settings = self.fit(self.profile.sft, name), self.profile.model
-        return self._keep(name, BASE, rows, partial(train_sft, self.path(BASE), rows, how, settings=settings))
+    def sft(
+        self, name: str, rows: Sequence[Demonstration], how: Sft | None = None, parent: str = BASE
+    ) -> Checkpoint:
+        """Return the base finetuned on demonstrations; or another policy, whose special rows then stay as they are.
 
-    def reward(self, name: str, rows: Sequence[PreferencePair]) -> Checkpoint:
-        """Return a reward model trained on preference pairs, from the base."""
-        how, settings = self.fit(self.profile.reward, name), self.profile.model
-        train = partial(train_reward, self.path(BASE), rows, how, settings=settings)
-        return self._keep(name, BASE, rows, train, "reward")
+        how: other settings than the profile's, its seed taken as it stands; without, the stage has its own seed.
+        """
+        full = how or self.fit(self.profile.sft, name)
+        full = full if parent == BASE else replace(full, special_rows=False)
+        train = partial(train_sft, self.path(parent), rows, full, settings=self.profile.model)
+        return self._keep(name, parent, _digest(rows, how), train)
+
+    def reward(self, name: str, rows: Sequence[PreferencePair], how: Reward | None = None) -> Checkpoint:
+        """Return a reward model trained on preference pairs, from the base; `how` as in `sft`."""
+        full = how or self.fit(self.profile.reward, name)
+        train = partial(train_reward, self.path(BASE), rows, full, settings=self.profile.model)
+        return self._keep(name, BASE, _digest(rows, how), train, "reward")
+
+    def dpo_run(
+        self, name: str, parent: str, rows: Sequence[PreferencePair], how: Dpo | None = None
+    ) -> Checkpoint:
+        """Return one DPO run from `parent`, which is also its reference; `how` as in `sft`."""
+        full, seed = how or self.profile.dpo, how.fit.seed if how else seed_of(self.profile, name)
+        train = partial(train_dpo, self.path(parent), rows, full, settings=self.profile.model, seed=seed)
+        return self._keep(name, parent, _digest(rows, how), train)
 
     def dpo(self, name: str, parent: str, rows: Sequence[PreferencePair]) -> tuple[Checkpoint, ...]:
         """Return the DPO runs of one stage and, last, their average under `name`."""
-        start, settings, made = self.path(parent), self.profile.model, []
-        for i in range(self.profile.dpo.runs):
-            run = name.replace("policy", f"dpo-{i + 1}")
-            seed = seed_of(self.profile, run)
-            train = partial(train_dpo, start, rows, self.profile.dpo, settings=settings, seed=seed)
-            made.append(self._keep(run, parent, rows, train))
+        names = [name.replace("policy", f"dpo-{i + 1}") for i in range(self.profile.dpo.runs)]
+        made = [self.dpo_run(n, parent, rows) for n in names]
         adapters = [self.path(c.name) / "adapter" for c in made]
-        made.append(self._keep(name, parent, rows, partial(average, adapters, start, settings=settings)))
-        return tuple(made)
+        join = partial(average, adapters, self.path(parent), settings=self.profile.model)
+        return (*made, self._keep(name, parent, _digest(rows), join))
 
     def _keep(
-        self,
-        name: str,
-        parent: str,
-        rows: Sequence[Any],
-        train: Callable[..., object],
+        self, name: str, parent: str, digest: str, train: Callable[..., object],
         kind: Literal["policy", "reward"] = "policy",
-    ) -> Checkpoint:
+    ) -> Checkpoint:  # fmt: skip
         """Return the checkpoint: kept if it is there, else made by train(out=folder)."""
 
         def make(out: Path) -> None:
             train(out=out)
 
-        return self.folder.checkpoint(name, kind, parent, digest_records(rows), make)
+        return self.folder.checkpoint(name, kind, parent, digest, make)
 
 
-def _missing() -> list[PromptScore]:
-    raise ValueError("this policy has not been measured yet")
+def _digest(rows: Sequence[Any], how: Any = None) -> str:
+    """Return the digest of what a checkpoint is made from: its rows, and settings that are not the profile's."""
+    rows_digest = digest_records(rows)
+    return rows_digest if how is None else hashlib.sha256(f"{rows_digest} {digest_settings(how)}".encode()).hexdigest()
+
+
+def _missing(name: str) -> list[PromptScore]:
+    raise ValueError(f"{name} has not been measured yet; run.scores({name!r}, stage, round) does that")

@@ -3,10 +3,12 @@
 The program runs in pydantic-monty: a Python interpreter written in Rust, in a worker process of its
 own, without files, network, environment or subprocesses, under limits on time, memory and depth.
 
-A program cannot pass by looking right. The judge is defined before the program runs, under a name
-drawn anew for each check, and holds its own builtins and the expected values; `f(...) == value` is
-compared as plain data, never by an object's own `__eq__`; no value leaves the worker, only "ok", or
-the number of the failing test and a short description.
+A check is one message to the worker and one back: judge, tests, program, and a last line that runs the
+tests. A program cannot pass by looking right. Judge and tests are parsed and defined before the first
+character of the program, under names drawn anew for each check; the judge holds its own builtins and the
+expected values; `f(...) == value` is compared as plain data, never by an object's own `__eq__`. No value
+leaves the worker (a small one can take for ever to unpack), only a printed line that begins with a word
+drawn for the check: "ok", or the number of the failing test and a short description.
 
 What it is not: proof that a program is right (it passed these tests; one that knows the expected values
 can recite them); a full Python (no `yield`, `del`, `eval`, `exec` or class inheritance, and little of
@@ -20,16 +22,23 @@ from __future__ import annotations
 import ast
 import atexit
 import functools
+import keyword
 import os
 import re
 import secrets
-import textwrap
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from pydantic_monty import CollectString, Monty, MontyCrashedError, MontyError, MontySession, MontySyntaxError
+from pydantic_monty import (
+    CollectString,
+    Monty,
+    MontyComplete,
+    MontyCrashedError,
+    MontyError,
+    MontySession,
+    MontySyntaxError,
+)
 
 from llama3_lab.records import Outcome
 
@@ -78,14 +87,19 @@ def J(i, v):
 }
 _SECRET = "\0"  # stands for the check's secret in the judges' names; no Python source can hold it
 _JUDGES = {kind: re.sub(r"\b([NLTJPSE])\b", rf"\g<1>{_SECRET}", code) for kind, code in _JUDGES.items()}
-# What could find or change the judge's names is taken away; the last line of the prelude.
+# What could find or change the judge's names is taken away; the last line of the prelude, which no
+# program's first line can continue.
 _CLOSED = "dir = vars = locals = globals = eval = exec = compile = __import__ = None\n"
+# The usual test: a function of numbers and flat lists of numbers, with a known result of that kind.
+_PLAIN = r"-?(?:0|[1-9][0-9]{0,17})"
+_PLAIN = rf"(?:{_PLAIN}|\[(?:{_PLAIN}(?:, {_PLAIN})*)?\])"
+_USUAL = re.compile(rf"(([A-Za-z_][A-Za-z_0-9]*)\((?:{_PLAIN}(?:, {_PLAIN})*)?\)) == ({_PLAIN})")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a check may use. seconds: for the program, and again for its tests; the same once more after
-    a time-out, lest a busy machine decide. memory: bytes of heap; depth: calls; printed: bytes a feed."""
+    """What a check may use. seconds: for the program and its tests together; the same once more after
+    a time-out, lest a busy machine decide. memory: bytes of heap; depth: calls; printed: bytes."""
 
     seconds: float = 0.15
     memory: int = 16 << 20
@@ -157,34 +171,26 @@ class Sandbox:
                 raise ValueError(what) from error
         return result
 
-    def _check(self, program: str, prelude: str, calls: str, tests: Sequence[str]) -> SandboxResult:
-        secret, said = "_" + secrets.token_hex(8), None
+    def _check(self, program: str, prelude: str, first: int, tests: Sequence[str]) -> SandboxResult:
+        secret, printed = "_" + secrets.token_hex(8), CollectString(self.limits.printed)
+        # The last line stands alone: an open quote, bracket, block or trailing backslash cannot take it in.
+        code = f"{prelude.replace(_SECRET, secret)}{program}\n\nR{secret}()"
         with self._session() as session:
-            # The closing 0: what a feed ends with is returned, and no value may leave.
-            _, error = self._feed(session, f"{prelude.replace(_SECRET, secret)}{program}\n\n0")
-            where = "program: "
-            if error is None:
-                said, error = self._feed(session, calls.replace(_SECRET, secret))
-                where = "" if error is None else _where(error, tests)
-        if error is not None:
-            what = _words(error).replace(secret, "")
-            if where == "program: " and what.startswith(_UNKNOWN) and self._unparsed(program):
-                what = what.removeprefix(_UNKNOWN)
-                return SandboxResult("abstain", one_line("not in the sandbox's Python: " + what))
-            return SandboxResult("fail", one_line(where + what))
-        if said == "ok":
+            try:
+                done = session.feed_start(code, print_callback=printed)  # its `output` stays where it is
+                while not isinstance(done, MontyComplete):  # asked for a name that nobody knows, or the clock
+                    done = done.resume_auto()
+            except MontyCrashedError:
+                raise
+            except MontyError as error:
+                return _raised(error, secret, first, tests)
+        _, ran, said = printed.output.partition(secret)
+        if not ran:
+            return SandboxResult("fail", "program: it ends before its tests; a return outside a function?")
+        if said.strip() == "ok":
             return SandboxResult("pass", f"{len(tests)} tests passed")
-        number, _, what = str(said).partition(" ")
+        number, _, what = said.strip().partition(" ")
         return SandboxResult("fail", one_line(f"{_title(int(number), tests)}{what}"))
-
-    def _feed(self, session: MontySession, code: str) -> tuple[Any, MontyError | None]:
-        """Return (value, None), or (None, the program's exception); a dead worker raises."""
-        try:
-            return session.feed_run(code, print_callback=CollectString(self.limits.printed)), None
-        except MontyCrashedError:
-            raise
-        except MontyError as error:
-            return None, error
 
     def _session(self) -> MontySession:
         """Return a new session: nothing of another check is in it. Sleep is none, randomness seeded."""
@@ -205,20 +211,14 @@ class Sandbox:
             os_policy={"random_start": {"seed": 0}, "sleep": "zero"},
         )  # fmt: skip
 
-    def _unparsed(self, program: str) -> bool:
-        """Return whether the parser, and not the program as it ran, said "not supported"."""
-        with self._session() as session:
-            _, error = self._feed(session, "if 0:\n 0\n" + textwrap.indent(program, " ") + "\n0")
-        return error is not None and _words(error).startswith(_UNKNOWN)
-
 
 @functools.lru_cache(maxsize=4096)
-def _harness(tests: tuple[str, ...]) -> tuple[str, str] | SandboxResult:
-    """Return the source that goes before the program and the source that goes after it."""
+def _harness(tests: tuple[str, ...]) -> tuple[str, int] | SandboxResult:
+    """Return the source that goes before the program, and the line of it on which the first test stands."""
     calls, kinds, expected = [], set(), []
     for i, test in enumerate(tests):
         try:
-            kind, call, value = _form(ast.parse(test.strip(), mode="eval").body)
+            kind, call, value = _form(test.strip())
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return SandboxResult("abstain", one_line(f"test {i + 1} is not a Python expression: {test}"))
         calls.append(f"{kind}{_SECRET}({i}, {call}{', ' + value if kind in 'NL' else ''})")
@@ -227,18 +227,23 @@ def _harness(tests: tuple[str, ...]) -> tuple[str, str] | SandboxResult:
     if not tests:
         return SandboxResult("abstain", "there are no tests")
     judges = "".join(_JUDGES[kind] for kind in sorted(kinds)).replace("EXPECTED", ", ".join(expected))
-    return judges + _CLOSED, "(\n" + "\nor ".join(calls) + "\nor 'ok')"
+    head = f"{judges}def R{_SECRET}(p{_SECRET}=print):\n p{_SECRET}('{_SECRET}', (\n"
+    return head + "\nor ".join(calls) + f"\nor 'ok')[:{4 * MAX_REASON}])\n{_CLOSED}", head.count("\n") + 1
 
 
-def _form(node: ast.expr) -> tuple[str, str, str]:
+def _form(test: str) -> tuple[str, str, str]:
     """Return (judge, call, value) of `call == value`, either way round; ("T", test, "") of another."""
+    usual = _USUAL.fullmatch(test)  # told without a parser, which takes ten times as long
+    if usual and not keyword.iskeyword(usual[2]):
+        return "L" if usual[3].startswith("[") else "N", usual[1], usual[3]
+    node = ast.parse(test, mode="eval").body
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], ast.Eq):
         a, b = node.left, node.comparators[0]
-        for call, value in ((a, b), (b, a)):
+        for call, known in ((a, b), (b, a)):
             # Known beforehand: it hangs on literals and builtins alone.
             if not any(isinstance(n, ast.Attribute) or getattr(n, "id", "len") not in _PURE
-                       for n in ast.walk(value)):  # fmt: skip
-                return _judge(value), ast.unparse(call), ast.unparse(value)
+                       for n in ast.walk(known)):  # fmt: skip
+                return _judge(known), ast.unparse(call), ast.unparse(known)
     return "T", ast.unparse(node), ""
 
 
@@ -260,11 +265,18 @@ def _words(error: MontyError) -> str:
     return _LIMIT_WORDS.get(kind, str(error))
 
 
-def _where(error: MontyError, tests: Sequence[str]) -> str:
-    """Return which test an exception came from, by its line in the harness."""
+def _raised(error: MontyError, secret: str, first: int, tests: Sequence[str]) -> SandboxResult:
+    """Return what an exception means: by its line, the program's own or that of a test, `first` the first."""
+    what = _words(error).replace(secret, "")
     frames = error.traceback() if hasattr(error, "traceback") else []
-    lines = [f.line - 2 for f in frames if f.filename == "<python-input-1>"]
-    return _title(lines[0], tests) if lines and 0 <= lines[0] < len(tests) else "tests: "
+    if what.startswith(_UNKNOWN) and len(frames) == 1 and frames[0].function_name is None:  # said by the parser
+        return SandboxResult("abstain", one_line("not in the sandbox's Python: " + what.removeprefix(_UNKNOWN)))
+    # A limit, or the interpreter's own error, comes without a line.
+    where = "program: " if frames or isinstance(error, MontySyntaxError) else ""
+    before = next((f.line for f in frames if 1 < f.line < first + len(tests)), None)  # 1: unknown
+    if before is not None:
+        where = _title(before - first, tests) if 0 <= before - first < len(tests) else "tests: "
+    return SandboxResult("fail", one_line(where + what))
 
 
 def _title(i: int, tests: Sequence[str]) -> str:

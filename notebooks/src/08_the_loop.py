@@ -11,7 +11,8 @@
 # %% [markdown]
 # # 08 · The loop
 #
-# **20 minutes to read, about 4 to run · 1 GB of memory · any CPU, no network**
+# **25 minutes to read; about 1 to run after notebooks 03 to 06, about 3 without them · 1 GB of memory · any CPU,
+# no network**
 #
 # "Post-training is a loop, not a one-shot", says the field report, and here the paper agrees: six rounds,
 # each with new preferences, new samples and a new model (section 4.1.6). What the report gets wrong is the
@@ -22,7 +23,8 @@
 #
 # - write one round down, in the paper's order, and say which data feeds which stage;
 # - read the funnel: how many answers were drawn, passed, chosen;
-# - tell a gain from noise, and a gain from its control.
+# - tell a gain from noise, and a gain from its control;
+# - say what a run keeps, and what no longer follows when one of its stages changes.
 #
 # ## What the paper says, and what the report says
 #
@@ -39,30 +41,27 @@
 # ## Predict first
 #
 # Round one starts from a policy that has only learned the format. By how much will the share of right sampled
-# answers rise by the end of round two, on test prompts? Set an interval before you run.
+# answers rise by the end of round two, on validation prompts? Give an interval that you are 90 % sure of.
 
 # %%
-my_prediction = (0.05, 0.30)  # change me: low and high gain, in shares
+from llama3_lab.course.predictions import predict, score
+
+my_prediction = predict("08.gain", 0.05, 0.45)  # change me: low and high gain, in shares
 
 # %% [markdown]
 # ## Settings
 #
-# The same profile as `make run`, with fewer prompts and steps, so that two rounds fit into a few minutes.
-# Everything below works on full TINY as it stands.
+# The same profile as `make run`, with fewer prompts and steps. All notebooks of this course share one run: what
+# another notebook has made is kept, what is missing is made now, and each stage says which. Everything below
+# works on full TINY as it stands.
 
-# %%
-from pathlib import Path
-
+# %% tags=["nbval-check-output"]
 from llama3_lab import profiles
 
-root = Path("..").resolve() if Path("../data").is_dir() else Path(".").resolve()
-profile = profiles.TINY
-smaller = """rounds=2 data.train_prompts=240 data.test_per_skill=60 sampling.k=8 dpo.runs=1 dpo.pairs=480
-    reward.pairs=480 evaluation.best_of_k=1,2,4,8 evaluation.best_of_k_prompts=30
-    evaluation.split=validation sft.max_steps=60 reward.max_steps=40 dpo.max_steps=25"""
-for setting in [*smaller.split(), f"model.path={root / profile.model.path}"]:
-    profile = profiles.override(profile, setting)
-print(profile.rounds, "rounds,", profile.data.train_prompts, "prompts each, K =", profile.sampling.k)
+for name in ("tiny", "course"):
+    p = profiles.get_profile(name)
+    print(f"{p.name:<7} {p.rounds} rounds, {p.data.train_prompts} prompts each, K = {p.sampling.k}, "
+          f"read on the {p.evaluation.split} prompts")
 
 # %% [markdown]
 # ## Round zero: a first policy
@@ -72,32 +71,30 @@ print(profile.rounds, "rounds,", profile.data.train_prompts, "prompts each, K ="
 # has finished is kept, so running this cell again is free.
 
 # %%
-import tempfile
-
-from llama3_lab.pipeline.prompts import held_out
 from llama3_lab.pipeline.rounds import begin
-from llama3_lab.pipeline.runs import Run
-from llama3_lab.store import RunFolder
+from llama3_lab.pipeline.runs import course_run
 
-folder = Path(tempfile.mkdtemp()) / "two-rounds"
-tests = held_out(profile.data.test_per_skill, profile.evaluation.split)
-run = Run(RunFolder(folder, profile), profile, tuple(tests))
+run = course_run()
 start = begin(run)
 
 # %%
 for e in start:
     whole = next(s for s in e.scores if s.skill == "all")
-    print(f"{e.stage:<18} ended {whole.ended.value:.2f}   sampled {whole.sampled}")
+    print(f"{e.stage:<18} ended {whole.ended}   sampled {whole.sampled}")
 
 # %% [markdown]
-# The format is there at once; the skill has not grown, it has even paid for the new format. Hold the text
-# to that:
+# The format is there at once. Skill did not come with it: asked in the chat format, the first policy is no
+# better than the base was in the base's own format. Hold the text to that, on intervals:
 
 # %%
+from llama3_lab.pipeline import reports
+
 base, chat, first = (next(s for s in e.scores if s.skill == "all") for e in start)
-assert chat.ended.value < 0.05 < 0.9 < first.ended.value, "finetuning should teach the format"
-assert first.sampled.value < base.sampled.high, "written demonstrations, flaws included, should not teach skill"
+cost = reports.compare("format", run.rows("first"), run.rows("base", "base"), "sampled", "all")
+assert chat.ended.high < 0.2 < 0.9 < first.ended.low, "finetuning should teach the format"
+assert cost.high < 0.05, "written demonstrations, flaws included, should not teach skill"
 print("format", f"{chat.ended.value:.2f} to {first.ended.value:.2f}")
+print(f"skill  {cost.difference:+.2f} [{cost.low:+.2f}, {cost.high:+.2f}]  {cost.verdict}")
 
 # %% [markdown]
 # ## Preferences: the raw material
@@ -111,9 +108,9 @@ from llama3_lab.pipeline.rounds import collect, round_prompts
 batches = [collect(run, "batch-0", ("first", "sibling"), round_prompts(run, [], 0))]
 pair = next(p for p in batches[0] if p.prompt.skill == "conversation" and p.strength == "better")
 print(pair.prompt.text, f"\n  chosen:   {pair.chosen}\n  rejected: {pair.rejected}\n  rated:    {pair.strength}")
-wrong = sum(p.true_margin < 0 for p in batches[0])
-print(f"raters chose the worse answer in {wrong} of {len(batches[0])} pairs")
-assert 0 < wrong < len(batches[0]) / 2
+wrong = reports.rate([float(p.true_margin < 0) for p in batches[0]])
+print(f"raters chose the worse answer in {wrong} pairs")
+assert wrong.low > 0 and wrong.high < 0.5
 
 # %% [markdown]
 # ## One round, written out
@@ -122,8 +119,7 @@ assert 0 < wrong < len(batches[0]) / 2
 
 # %% tags=["taught"]
 from llama3_lab.pipeline import demonstrations, pairs
-from llama3_lab.pipeline.rounds import judge_round
-from llama3_lab.pipeline.runs import seed_of
+from llama3_lab.pipeline.rounds import judge_round, preference_prompts, winners
 
 
 def my_round(number: int, last: str) -> str:
@@ -131,12 +127,12 @@ def my_round(number: int, last: str) -> str:
     r, prompts = f"round{number}", round_prompts(run, [], number)
     strong = [p for batch in batches for p in pairs.strong(batch, "better")]
     run.reward(f"{r}-reward", strong)                            # 1 reward model, on all preferences so far
-    judged = judge_round(run, number, last, prompts)             # 2 K answers a prompt: verdict and reward
-    best = demonstrations.select(judged, seed=seed_of(profile, r))
-    lot = demonstrations.select_at_random(judged, best, seed_of(profile, r))
+    judge_round(run, number, last, prompts)                      # 2 K answers a prompt: verdict and reward
+    best, lot = winners(run, number)                             #   the chosen of all rounds so far
     run.sft(f"{r}-sft", best)                                    # 3 the winners feed SFT, from the base
     run.sft(f"{r}-control", lot)                                 #   and the control: as many, by lot
-    batches.append(collect(run, f"batch-{number}", (f"{r}-sft", f"{r}-sft"), prompts))
+    fresh = preference_prompts(run, number, prompts)             #   prompts that the SFT has not learned
+    batches.append(collect(run, f"batch-{number}", (f"{r}-sft", f"{r}-sft"), fresh))
     newest = pairs.strong(batches[-1], "better")
     run.dpo(f"{r}-policy", f"{r}-sft", newest)                   # 4 DPO on the newest batch, 5 averaging
     return f"{r}-policy"
@@ -144,7 +140,7 @@ def my_round(number: int, last: str) -> str:
 
 # %%
 last = my_round(1, "first")
-print(last, "made from", len(batches[1]), "new preference pairs")
+print(f"{last}, made from {len(batches[1])} new preference pairs")
 
 # %% [markdown]
 # ## Same as the package
@@ -155,27 +151,44 @@ print(last, "made from", len(batches[1]), "new preference pairs")
 # %%
 from llama3_lab.pipeline.rounds import run_round
 
-before = sorted(p.name for p in (folder / "checkpoints").iterdir())
+
+def trained() -> set[str]:
+    return {f"{p.name} {p.stat().st_mtime_ns}" for p in (run.folder.path / "checkpoints").glob("round1-*")}
+
+
+before = trained()
 report_1 = run_round(run, 1, batches[:1], round_prompts(run, [], 1))
-after = sorted(p.name for p in (folder / "checkpoints").iterdir())
-assert before == after, "the package made a stage that my_round did not make"
+assert trained() == before, "the package made a stage that my_round did not make"
 print("stages:", ", ".join(c.name for c in report_1.checkpoints))
 
 # %% [markdown]
 # ## The second round
 #
 # The same call, from the new policy. Rejection sampling now draws from a better model; SFT starts from the
-# base again, as in the paper (section 4.1.3).
+# base again, as in the paper (section 4.1.3). Round two goes without the control, which costs a training and
+# teaches the same thing again; `make run` has it in every round.
 
 # %%
-report_2 = run_round(run, 2, batches, round_prompts(run, [], 2))
+from dataclasses import replace
+
+plan = replace(run.profile, evaluation=replace(run.profile.evaluation, control=False))
+report_2 = run_round(replace(run, profile=plan), 2, batches, round_prompts(run, [], 2))
 print(f"sampled {report_1.tokens:,} tokens for round 1, {report_2.tokens:,} for round 2")
+
+# %% [markdown]
+# Is the machinery well? Each training is checked against what a healthy one does. A WARN stops nothing; it
+# asks to be looked at.
+
+# %%
+for check_up in (*report_1.health, *report_2.health):
+    print(f"{check_up.status}  {check_up.stage:<15} {check_up.name}: {check_up.reason}")
 
 # %% [markdown]
 # ## The funnel
 #
 # Candidates → finished → passed → prompts solved → demonstrations. Watch the hard levels: a strict filter
-# removes hard prompts first, the paper's own warning (section 4.3.1).
+# removes hard prompts first, the paper's own warning (section 4.3.1). `make run` draws again for prompts that
+# nobody solved (`sampling.more_for_unsolved`); the course's run does not, so that you can see the loss.
 
 # %%
 for report in (report_1, report_2):
@@ -184,31 +197,74 @@ for report in (report_1, report_2):
         print(f"  {f.skill:<13} level {f.level}: {f.candidates:>4} drawn, {f.passed:>4} passed, "
               f"{f.solved:>2} of {f.prompts} prompts solved, {f.selected:>2} chosen")
 
+# %% [markdown]
+# How sure is that? A sample passes less often on the hard level, and the intervals are apart. For the prompts
+# that yield nothing, sixty a level are few: where the intervals overlap, the loss is inconclusive at this size.
+
+# %%
+from llama3_lab.records import CHECKABLE
+
+judged = judge_round(run, 1, "first", round_prompts(run, [], 1))
+groups = [g for g in demonstrations.by_prompt(judged) if g[0].candidate.prompt.skill in CHECKABLE]
+passed = {}
+for level in (1, 2, 3):
+    hits = [[j.verdict.outcome == "pass" for j in g] for g in groups if g[0].candidate.prompt.level == level]
+    passed[level], solved = reports.rate([sum(h) / len(h) for h in hits]), reports.rate([float(any(h)) for h in hits])
+    print(f"level {level}: a sample passes {passed[level]}; a prompt is solved {solved}")
+assert passed[3].high < passed[1].low, "harder prompts should pass the checker less often"
+
 # %%
 from llama3_lab.course import views
+from llama3_lab.course.figures.loop import describe_step, figure_funnel, figure_rounds
 
-views.figure_funnel(report_1)
+funnel = figure_funnel(report_1)
+funnel
+
+# %%
+print(views.describe(funnel))
 
 # %% [markdown]
 # ## Did it learn? The gain beside its control
 #
 # SFT on the winners against SFT on as many answers drawn by lot from the same candidates: the same prompts,
-# the same number, the same steps. The interval decides.
+# the same number, the same steps. The interval decides; where it holds zero, the verdict is "inconclusive",
+# and so is the text.
 
 # %%
-from llama3_lab.pipeline import reports
-
 rows = {name: run.rows(name) for name in ("first", "round1-sft", "round1-control", "round1-policy", "round2-policy")}
 for a, b in (("round1-sft", "round1-control"), ("round1-policy", "round1-sft"),
              ("round2-policy", "round1-policy"), ("round2-policy", "first")):
     c = reports.compare(f"{a} over {b}", rows[a], rows[b], "sampled", "all", (a, b))
-    print(f"{c.name:<34} {c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}]  {c.verdict}")
+    print(f"{c.name:<34} {c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}] n={c.n}  {c.verdict}")
 
 # %%
-c = reports.compare("two rounds", rows["round2-policy"], rows["first"], "sampled", "all")
-assert c.low > 0, "two rounds should beat the first policy by more than chance"
-low, high = my_prediction
-print("your interval holds the gain" if low <= c.difference <= high else "outside your interval: why?")
+picked = reports.compare("selection", rows["round1-sft"], rows["round1-control"], "sampled", "all")
+gain = reports.compare("two rounds", rows["round2-policy"], rows["first"], "sampled", "all")
+assert picked.low > 0, "imitating winners should beat imitating answers drawn by lot"
+assert gain.low > 0, "two rounds should beat the first policy by more than chance"
+score(my_prediction, gain.difference, gain.low, gain.high)
+
+# %% [markdown]
+# The chain as a picture, and the same facts as text:
+
+# %%
+chain = figure_rounds(start, [report_1, report_2])
+chain
+
+# %%
+print(views.describe(chain))
+
+# %% [markdown]
+# Which skill moved at which stage? Move the slider along the chain (with the arrow keys, too): each position
+# compares a stage with the one before it, on the same prompts. Look for the stage that a skill owes most to.
+
+# %%
+from llama3_lab.course.widgets import browse_answers, explore
+
+stages = ["first", "round1-sft", "round1-policy", "round2-sft", "round2-policy"]
+steps = list(zip(stages[1:], stages[:-1], strict=True))
+explore("stage", [(a, (a, b)) for a, b in steps],
+        lambda step: describe_step(step[0], run.rows(step[0]), step[1], run.rows(step[1])))
 
 # %% [markdown]
 # ## Look at answers
@@ -219,22 +275,23 @@ print("your interval holds the gain" if low <= c.difference <= high else "outsid
 # %%
 from llama3_lab.pipeline.rounds import before_and_after
 
-for s in before_and_after(run, "round2-policy")[::3]:
+answers = before_and_after(run, "round2-policy")
+for s in answers[::3]:
     print(f"asked:  {s.question}\nbefore: {s.before!r} ({s.before_outcome})\nafter:  {s.after!r} ({s.after_outcome})\n")
 
 # %%
-from llama3_lab.course.widgets import browse_answers
-
-browse_answers(before_and_after(run, "round2-policy"))
+browse_answers(answers)
 
 # %% [markdown]
 # ## Where each figure comes from
 #
 # `make run` writes `report.json` and `report.html` from exactly these records. Each file in the run folder is
-# one stage's result with its digest; a killed run goes on from the last one that finished.
+# one stage's result with its digest; a killed run goes on from the last one that finished. The ledger keeps
+# the order: when a stage is made again and comes out differently, what was made after it no longer follows
+# from it, and is made again too.
 
 # %%
-for path in sorted(folder.glob("*.jsonl"))[:12]:
+for path in sorted(run.folder.path.glob("round1-*.jsonl")):
     print(f"{path.name:<36} {path.stat().st_size // 1024:>5} KB")
 
 # %% [markdown]
@@ -250,16 +307,68 @@ for path in sorted(folder.glob("*.jsonl"))[:12]:
 #   compare; one seed is an anecdote.
 # - One deviation: our newest preference batch is collected after the round's SFT, two different answers of the
 #   SFT model each time. The paper collects it from the best models of earlier rounds.
-#
+
+# %% [markdown]
 # ## Exercises
 #
-# 1. **Predict** (2 min). Will a third round add more or less than the second? Run `make run` and check.
-# 2. **Change** (10 min). Replace `select` by its rule `"reward"`: no checker. What does the funnel look like
-#    then, and what becomes of arithmetic?
-# 3. **Diagnose** (10 min). Give `my_round` the pairs of `batches[0]` for DPO in round two (stale pairs).
-#    Which comparison notices?
-# 4. **Design** (15 min). A control for DPO: as many steps of SFT on the chosen answers. Write it in three lines.
-#
+# Fill in an answer and run the cell: it says at once whether it is right, or gives a hint.
+
+# %% tags=["nbval-check-output"]
+from llama3_lab.course.exercises import check, table
+
+table("08")
+
+# %% [markdown]
+# **08.1** At the hardest level, one sample in twenty passes the checker (a share of 0.05). With 16 samples a
+# prompt, what share of these prompts yields a demonstration?
+
+# %% tags=["nbval-check-output"]
+answer = None  # a share, between 0 and 1
+check("08.1", answer)
+
+# %% [markdown]
+# **08.2** Write `feed(earlier, newest)`. `earlier` is a list of the preference batches before this round, each
+# a list of pairs; `newest` is the batch that this round collects. Return two lists: the pairs that train this
+# round's reward model, and the pairs that train its DPO.
+
+# %% tags=["nbval-check-output"]
+answer = None  # def feed(earlier, newest): ...
+check("08.2", answer)
+
+# %% [markdown]
+# **08.3** `museum_control(judged, best)` makes a control with one bug in it. Run both on `sample_of_judged()` and
+# look at the rows; then write `fair(control, best)`, which is true for the package's control and false for
+# the museum's. It would have to hold for any judged candidates.
+
+# %% tags=["nbval-check-output"]
+from llama3_lab.course.exercises.loop import museum_control, sample_of_judged
+
+toy = sample_of_judged()
+best = demonstrations.select(toy)
+print([d.text for d in museum_control(toy, best)], "against", [d.text for d in best])
+answer = None  # def fair(control, best): ...
+check("08.3", answer)
+
+# %% [markdown]
+# **08.4** Is the paper's order better than the report's, in this small world? List the runs that you would make
+# to find out, as pairs `("paper" or "field_report", seed)`. As few as would convince you.
+
+# %% tags=["nbval-check-output"]
+answer = None  # [("paper", 0), ...]
+check("08.4", answer)
+
+# %% [markdown]
+# **08.5** Somebody deletes `batch-0.jsonl`, and other pairs are drawn in its place. Which of the other stages no
+# longer follow from what is there? Give a set of names.
+
+# %% tags=["nbval-check-output"]
+from llama3_lab.course.exercises.loop import ORDER
+
+print(*ORDER)
+answer = None  # {"...", "..."}
+check("08.5", answer)
+
+# %% [markdown]
 # ## Recap
 #
 # A round is twelve lines of calls. The winners feed SFT from the base; the newest preferences feed DPO; the
