@@ -62,7 +62,8 @@ def execute(notebook: Any, folder: Path) -> None:
     """
     NotebookClient(
         notebook, timeout=SECONDS, kernel_name="python3", record_timing=False, coalesce_streams=True,
-        store_widget_state=False, resources={"metadata": {"path": str(folder)}},
+        store_widget_state=False, extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        resources={"metadata": {"path": str(folder)}},
     ).execute()  # fmt: skip
 
 

@@ -15,8 +15,8 @@
 # network**
 #
 # A base model continues texts. Supervised finetuning (SFT) shows it some hundred conversations, and afterwards it
-# answers, and stops. That is the oldest stage of all, and the one with the most traps: nearly everything that goes
-# wrong here raises no error and lets the loss fall. So this notebook looks at tokens before it looks at losses, makes
+# answers, and stops. That is the plainest stage of all, and full of traps: nearly everything that goes wrong here
+# raises no error and lets the loss fall. So this notebook looks at tokens before it looks at losses, makes
 # the worst trap on purpose, and asks what SFT really taught: the format, or the skill?
 #
 # ## You will be able to
@@ -123,8 +123,9 @@ explore("Row", options, lambda demonstration: figures.token_table(tokenizer, dem
 # %% [markdown]
 # ## Two beginnings
 #
-# The template writes `<|begin_of_text|>`. The tokenizer that Meta publishes puts one before every text as well. Render
-# first and tokenise afterwards, and the row begins twice. Ours adds none, so we give a copy of it the same habit.
+# The template writes `<|begin_of_text|>`. The tokenizer that comes with Llama 3 puts one before every text as well (for
+# example in OpenRLHF#393). Render first and tokenise afterwards, and the row begins twice. Ours adds none, so we give a
+# copy of it the same habit.
 
 # %% tags=["nbval-check-output"]
 from copy import deepcopy
@@ -342,15 +343,15 @@ def over(a, b):
 assert rate([float(c.finished) for c in drawn["as they are"]]).high < 0.3, "the trap should be a trap"
 assert over("as they are", "mean row").high < 0.3 < over("as they are", "spread").low, "apart, not in one place"
 assert over("as they are", "look-alikes").low > 0.3, "look-alikes should mend it too"
-assert over("spread", "look-alikes").high < 0.2 and curves["look-alikes"][0] < curves["spread"][0] / 2
+assert over("spread", "look-alikes").high < 0.15 and curves["look-alikes"][0] < curves["spread"][0] / 2
 
 # %% [markdown]
 # The trap in one line: same data, same steps, a falling loss in all four, and in two of them a model that cannot end
 # its turn. The mean row does not help, because it is the **same** row for all: what must be told apart cannot be.
 #
-# And one surprise. Look-alikes begin with by far the lowest loss, and yet they are not the best at stopping: rows in
-# any place, but apart, are at least as good. The look-alike `<|eot_id|>` lies right beside `<|end_of_text|>`, and
-# parting the two takes the adapters some work. Whoever measures the loss alone would choose the other way round.
+# And one surprise. Look-alikes begin with by far the lowest loss, and yet they end no more turns than rows in any place
+# that lie apart (last line). The look-alike `<|eot_id|>` lies right beside `<|end_of_text|>`, and parting the two takes
+# the adapters some work. Whoever looked at the first losses alone would expect the opposite.
 #
 # The package goes further: its first SFT trains embeddings and output layer in full beside LoRA, which parts any two
 # rows. Is that enough by itself? `Sft.special_rows` is the switch; 20 steps with it off and on.
@@ -426,7 +427,7 @@ asked_its_way = {"base, own format": sample(base, asked, two_each, "base")}
 rates = {name: figures.rates_of(found, 2, cap) for name, found in (asked_its_way | chats).items()}
 figure = figures.figure_format_and_skill(rates)
 assert rates["base"][0].high < 0.15 < 0.9 < rates["first policy"][0].low, "the format should jump"
-assert rates["base"][2].low > 0.1, "part of the skill was there, behind the wrong end"
+assert rates["base"][2].low > 0.1 and rates["base"][2].high > rates["first policy"][2].low, "the skill was there"
 display(figure)
 views.describe(figure)
 
@@ -444,15 +445,17 @@ score(format_rate, ended_now.value, ended_now.low, ended_now.high)
 score(skill_gain, gain.difference, gain.low, gain.high)
 
 # %% [markdown]
-# The format jumped from nothing to nearly all. The skill did not rise: its interval lies near zero, and the last lines
-# say on which side. That is what "SFT teaches the format" means, as a measurement: two rates, side by side. The answers
-# of these authors teach nothing that the base lacks. To raise the *skill*, they would have to be better than the
-# model's own; making them so is what rejection sampling is for (notebook 05).
+# The format jumped from nothing to nearly all. The skill did not: in the third column above, the intervals of base and
+# first policy overlap, so the skill was there before, behind the wrong end. Against the base in its own format, which
+# is the fair comparison, the interval lies near zero, and the lines above say on which side. That is what "SFT teaches
+# the format" means, as a measurement: two rates, side by side. The answers of these authors teach nothing that the base
+# lacks. To raise the *skill*, they would have to be better than the model's own; making them so is what rejection
+# sampling is for (notebook 05).
 #
 # ## How many examples does the format need?
 #
 # Short trainings that differ in one thing at a time: the number of **different** examples, at 20 steps of 16 rows each;
-# and, for the smallest and largest, only 5 steps. With one example, a batch is sixteen times the same row.
+# and, for ten and a thousand, only 5 steps. With one example, a batch is sixteen times the same row.
 #
 # Beside format and skill, a third measure: what does an answer by a *fresh* author cost the model? That is the loss on
 # data of the same kind that it has not seen.
@@ -481,16 +484,16 @@ def change(what, a, b):
 
 assert abs(change("ended", (10, 20), (1000, 20)).value) < 0.1 and change("ended", (10, 5), (10, 20)).low > 0.2
 assert change("sampled", (1, 20), (1000, 20)).low > 0 and change("cost", (10, 20), (1000, 20)).high < 0
-assert change("cost", (10, 5), (10, 20)).low > -0.2 and change("cost", (1000, 5), (1000, 20)).high < 0
+assert change("cost", (10, 5), (10, 20)).low > -0.1 and change("cost", (1000, 5), (1000, 20)).high < 0
 
 # %% [markdown]
 # Read it slowly; it is the opposite of what most people expect.
 #
-# - **Format needs steps, not examples.** At 20 steps, ten different examples end answers as well as a thousand do, and
-#   even a single one gets most of the way. At 5 steps neither is there yet.
-# - **Skill does not depend on the number of examples** either, within these intervals: there was none to learn.
-# - **What more examples buy is generality.** With few, the model learns these answers by heart, and fresh ones cost it
-#   more; with one, 20 steps made the cost no lower than it was without training. A format rate does not see that.
+# - **Format needs steps, not examples.** At 20 steps, ten different examples end answers about as often as a thousand
+#   do, and even a single one gets most of the way. At 5 steps neither is there yet.
+# - **Too few examples cost skill.** One row, sixteen times a step, leaves fewer right answers than a thousand rows do.
+# - **What more examples buy is generality.** On a thousand, more steps make a fresh answer cheaper. On ten they
+#   do not: the model learns ten answers by heart. The format rate sees nothing of that, nor does the training loss.
 
 # %%
 def tell(trial: figures.Trial) -> str:
@@ -512,14 +515,14 @@ explore("Examples", [(f"{t.examples}, {t.steps} steps", t) for t in trials], tel
 # | learning rate | 4e-3, LoRA on a thin model | 1e-5 for all weights (4.1.3) |
 # | special rows | from look-alikes | the same trap, and with LoRA the tables are seldom trained: prepare the rows |
 # | two beginnings | our tokenizer adds none | the published one does: after a rendered template, tell it not to |
-# | the end | stops at any of the three | look at `generation_config.eos_token_id`: a base's names no end of turn |
+# | the end | stops at any of the three | look at `generation_config.eos_token_id`: our base's names no end of turn |
 #
 # The code is the same: `train_sft` with another profile.
 #
 # ## What this did not show
 #
-# - That ten examples are enough for *your* format. This format is one token's difference from what the base knew. A
-#   format of many parts, or one that must be refused now and then, needs more, and the way to know is the same figure.
+# - That ten examples are enough for *your* format. This one is a single token away from what the base knew. For
+#   another, draw the same figure.
 # - That SFT cannot teach skill. It teaches what is in its answers; these held none. Notebook 05 shows the other case.
 # - That masking the prompt matters at this size. We showed what is masked, not what happens without.
 # - Anything about another training seed: the intervals are over prompts.
@@ -572,7 +575,7 @@ check("03.4", answer)
 # %% [markdown]
 # **03.5** Write `find(rows_VD)`: given the rows of an output layer (or of embeddings), return the list of ids that
 # nobody trained, without a tokenizer. What gave them away above? Careful: they may be as long as the others, and as far
-# from the mean. Try it on `head_VD`, where `never` is the answer.
+# from the mean. Then try it on `head_VD`: it finds `never`, and some hundred more. Which tokens are they?
 
 # %%
 answer = None  # a function

@@ -192,7 +192,7 @@ for h in trained.health:
 loss = next(c.values for c in trained.curves if c.metric == "loss")
 display(shown := figures.figure_losses({"reward model": loss}))
 print(views.describe(shown))
-assert abs(loss[0] - math.log(2)) < 0.05 and sum(loss[-10:]) / 10 < 0.6
+assert abs(loss[0] - math.log(2)) < 0.05 and sum(loss[-10:]) < sum(loss[:10])
 
 # %% [markdown]
 # ## The 0.693 trap
@@ -318,9 +318,10 @@ score(accurate, talk["any"].value, talk["any"].low, talk["any"].high)
 
 # %% [markdown]
 # On conversation it has learned a great deal, and most where the gap is large. On the skills that have a checker it is
-# close to a coin: telling whether 47 − 19 is 28 asks it to do the sum, and it never learned to. Two thirds of its
-# pairs were open requests (the paper's share is larger still), and more pairs would help; but a
-# checker is right every time, and free. **Ask a reward model only what you cannot check.**
+# weak: at best a little better than a coin, and the lines above say for which of them one can tell at all. To see
+# whether 47 − 19 is 28 it would have to do the sum, and it never learned to. Two thirds of its pairs were open
+# requests (the paper's share is larger still), and more pairs would help; but a checker is right every time,
+# and free. **Ask a reward model only what you cannot check.**
 #
 # ### Edited > chosen > rejected
 #
@@ -380,13 +381,16 @@ print(f"with less without: {more}")
 assert more.low > 0, "a margin asks for larger leads than the raters' noise warrants"
 
 # %% [markdown]
-# The margin makes the model **surer, and no more right**. That is no accident: with m inside, the loss is no
-# longer the log-probability of what the raters did, so σ(difference) is no longer a probability of anything. Whoever
-# only ranks answers does not mind. Whoever sets a threshold, or weighs a reward against something else, does.
+# The margin makes the model **surer by far more than it makes it right**. That is no accident: with m inside, the loss
+# is no longer the log-probability of what the raters did, so σ(difference) is no longer a probability of anything.
+# Whoever only ranks answers does not mind. Whoever sets a threshold, or weighs a reward against something else, does.
+#
+# Without a margin it may err the other way: after a short training the rewards still lie close together, and the model
+# is less sure than it could be. Exercise 04.4 mends either with one number.
 #
 # The hollow marks show what the model was trained to predict, which is not the truth: noisy raters. They choose
-# the worse answer now and then, so a perfect copy of them would be *less* sure than the truth allows. Ours
-# saw strong pairs only, on which raters err less, and that pushes the other way.
+# the worse answer now and then, so a perfect copy of them would be less sure than the truth allows. Ours saw strong
+# pairs only, on which raters err less, and that pushes the other way.
 #
 # ## Length: a shortcut?
 #
@@ -405,11 +409,12 @@ assert r.low > 0.5, "on conversation the longer answer is favoured"
 score(longer, r.value, r.low, r.high)
 
 # %% [markdown]
-# So there is a taste for length, on conversation, and the interval excludes one half. (The others have few couples that
-# are equally good and not equally long.) But equally good answers differ in other things too: a long one may be
+# So there is a taste for length, on conversation, and the interval excludes one half. (The others have few couples
+# that are equally good and not equally long.) It is not simply copied: whether the chosen answer of a training pair
+# tends to be the longer one is inconclusive. But equally good answers differ in other things too: a long one may be
 # complete and rude, a short one polite and incomplete. An observation cannot tell. An **intervention** can: take an
-# answer, add one sentence, and change nothing else. Three kinds of sentence, each of which costs exactly 0.75 of
-# true quality; and, as control, the other polite opening ("Sure!" for "Gladly!"), which costs nothing.
+# answer, add one sentence, and change nothing else. Three kinds of sentence, each of which costs exactly 0.75 of true
+# quality; and, as control, the other polite opening ("Sure!" for "Gladly!"), which costs nothing.
 
 # %%
 rows = probes.variants(by_skill["conversation"])
@@ -427,7 +432,7 @@ assert filler.high < 0 < min(repeated.low, unasked.low)
 # marked it down, and the model has seen it lose. Had we probed with filler alone, as is often done, we would have
 # called the model clean. But say the right thing **twice**, or say a true thing that **nobody asked for**, and
 # the reward *rises*, though the truth falls by the same 0.75. What it has learned is not "longer is better" but
-# something like "more facts are better", which was true of most of its pairs. A shortcut is whatever agreed
+# something like "more facts are better". A shortcut is whatever agreed
 # with the raters in training; you find it only by making the change that breaks the agreement.
 #
 # ## Best of K: promise and delivery
@@ -450,9 +455,9 @@ print(f"conversation, gap to the truth's own pick: {', '.join(f'k={k} {probes.me
 assert probes.mean([b - a for a, b in zip(gaps[2], gaps[64], strict=True)]).low > 0, "the gap should widen with K"
 
 # %% [markdown]
-# On conversation the pick gets much better up to about K = 8; after that the reward climbs on and the quality does not.
-# On arithmetic the reward climbs all the same, and the quality *falls*. The picks grow longer, where length
-# pays. Now on intervals, paired by prompt:
+# On conversation the pick gets much better up to about K = 8; after that the reward climbs on, and the quality does not
+# go with it. On arithmetic the reward climbs all the same, and in the end the quality *falls*. Now on intervals, paired
+# by prompt; where an interval holds zero, the verdict is "inconclusive", and so is the text.
 
 # %%
 at = {(s, k): probes.picked(by_skill[s], [j.reward for j in by_skill[s]], k)
@@ -468,11 +473,12 @@ last = climbs[0].quality[-1]
 score(pick, last.value, last.low, last.high)
 
 # %% [markdown]
-# The gap widens with K: the more there is to choose from, the more a better judge would have been worth. Why does
-# this happen? Each reward is truth plus an error. The highest of many rewards is increasingly the one with the luckiest
-# **error**, and errors are largest on odd answers that the raters never saw. A checker has no such error, so
-# its curve only rises. The paper uses K of 10 to 30 (4.2.2) with a reward model that saw far more pairs; where the bend
-# lies depends on model and data, and has to be measured each time.
+# And the gap to the best answer that lay before it widens with K (the line under the figure): the more there is to
+# choose from, the more a better judge would have been worth. Why does this happen? Each reward is truth plus an
+# error. The highest of many rewards is increasingly the one with the luckiest **error**, and answers unlike any that
+# raters saw invite large ones. A checker has no such error, so its curve only rises. The paper uses K of 10 to 30
+# (4.2.2) with a reward model that saw far more pairs; where the bend lies depends on model and data, and has to be
+# measured each time.
 #
 # ### Look at picks
 #
@@ -497,14 +503,14 @@ explore("K", KS, lambda k: figures.describe_picks(climbs, shown_prompts, k))
 #
 # ## What this did not show
 #
-# - That the margin is useless. We saw no gain in accuracy with 367 pairs and one seed; the paper's reason is about
-#   large data.
-# - That reward models in general like repetition. Ours does, because of what its few hundred pairs had in common. The
-#   method of finding out carries over; the finding does not.
+# - That the margin is useless. We saw no clear gain in accuracy with a few hundred pairs and one seed; the paper's
+#   reason is about large data.
+# - That reward models in general like repetition. Ours does; why, was not measured. The method of finding out carries
+#   over; the finding does not.
 # - Where the bend of best-of-K lies elsewhere. With about three times as many pairs (`make run`) the pick out of 16 is
 #   perfect far more often (see the README's figure).
-# - What another training seed gives. The intervals are over prompts. Other seeds tried gave the same signs wherever a
-#   cell asserts one.
+# - What another training seed gives: the intervals are over prompts. In trials with other seeds the shortcuts, the
+#   margin's effect on calibration and the widening gap kept their signs; accuracy on arithmetic did not.
 #
 # ## Exercises
 #
@@ -579,7 +585,7 @@ check("04.6", answer)
 #
 # A reward model is a base with one output, trained so that differences of rewards are the log-odds of noisy choices.
 # Look first at *where* the reward is read. Then ask what it is worth: accurate where gaps are large and nothing can be
-# checked, close to a coin where a checker should be used, calibrated without a margin, open to shortcuts
+# checked, weak where a checker should be used, made too sure by a margin, open to shortcuts
 # that only an intervention finds, and good for choosing among a few answers rather than among many.
 #
 # **Next:** `05_rejection_sampling` draws sixteen answers a prompt and lets this reward model, and the checkers, decide

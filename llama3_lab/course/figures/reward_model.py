@@ -140,7 +140,7 @@ def figure_longer(changes: Mapping[str, tuple[Mean, Rate]]) -> ReportFigure:
     _dots(liked, spots, [share for _, share in changes.values()], across=True, color=COLORS["blue"], marker="s",
           linestyle="none")  # fmt: skip
     reward.set_yticks(spots, list(changes))
-    reward.set(title="Change of the reward", xlabel=f"logits (true quality: −{LONGER_COSTS} each time)",
+    reward.set(title="Change of the reward", xlabel=f"logits (true quality: −{LONGER_COSTS}; control: 0)",
                ylim=(len(changes) - 0.5, -0.5))  # fmt: skip
     liked.set(title="The longer one gets the higher reward", xlabel="share of answers (truth: 0)", xlim=(-0.02, 1.02))
     figure.twin = describe_longer(changes)
