@@ -77,15 +77,22 @@ def test_points_of_the_trials_stand_at_their_rates_and_both_lines_differ_by_more
     assert [list(line.get_xdata()) for line in lines] == [[10, 1000], [10]]
     assert list(lines[0].get_ydata()) == [0.96, 0.95]
     assert len({line.get_marker() for line in lines}) == len({line.get_linestyle() for line in lines}) == 2
-    for words in ("before any step: ended 0.31", "1000 examples, 20 steps: ended 0.95 [0.87, 1.00]", "costs 3.90"):
-        assert words in figure.twin
+    head, start, *rest = [re.split(r"  +", line.strip()) for line in figure.twin.splitlines()[1:]]
+    assert head == ["ended properly", "right", "nats, fresh answer"]
+    assert start[:3] == ["before any step", "0.31 [0.23, 0.39]", "0.40 [0.32, 0.48]"]
+    assert [line[:2] for line in rest] == [
+        ["10 examples, 20 steps", "0.96 [0.88, 1.00]"], ["1000 examples, 20 steps", "0.95 [0.87, 1.00]"],
+        ["10 examples, 5 steps", "0.50 [0.42, 0.58]"]]  # fmt: skip
+    assert rest[1][3].startswith("2.50 [2.25, ")
     assert re.search("different examples", drawn(figure))
 
 
 def test_format_and_skill_are_told_apart():
     figure = sft.figure_format_and_skill(ROWS)
-    assert "over 90 prompts" in figure.twin
-    assert "base, chat format: ended properly 0.00 [0.00, 0.08]; right 0.00 [0.00, 0.08]; right, any end" in figure.twin
+    _, head, base, first = figure.twin.splitlines()
+    assert "over 90 prompts" in figure.twin and head.split("  ")[-1] == "right, any end counts"
+    assert re.split(r"  +", base) == ["base, chat format", *["0.00 [0.00, 0.08]"] * 2, "0.29 [0.21, 0.37]"]
+    assert re.split(r"  +", first)[1] == "0.99 [0.91, 1.00]"
     assert {"ended properly", "right", "right, any end counts", "0.29", "0.99"} <= set(drawn(figure).splitlines())
 
 

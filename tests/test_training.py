@@ -78,7 +78,7 @@ def test_sft_learns_its_answers_and_writes_a_policy(sft):
     policy = load_policy(sft, SETTINGS)
     rows = [(d.prompt.text, d.text) for d in DEMONSTRATIONS]
     before = sum(answer_logprobs(load_policy(BASE, SETTINGS), rows))
-    assert sum(answer_logprobs(policy, rows)) > 0.2 * before  # most of the cost is gone
+    assert sum(answer_logprobs(policy, rows)) > 0.5 * before  # half of the cost is gone, after four steps
     assert (sft / "adapter" / "adapter_model.safetensors").is_file()
     eot = policy.tokenizer.convert_tokens_to_ids("<|eot_id|>")
     assert eot in policy.model.generation_config.eos_token_id

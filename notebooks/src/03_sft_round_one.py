@@ -69,7 +69,7 @@ from llama3_lab.pipeline import rounds
 from llama3_lab.pipeline.runs import course_run
 
 run = course_run()
-own, untaught, first = rounds.begin(run)
+_ = rounds.begin(run)
 
 # %% [markdown]
 # ## Real rows
@@ -272,18 +272,14 @@ assert gap_V[never].max() < gap_V[seen].median() / 10
 # At the end of an answer, the base gives `<|eot_id|>` a chance of about one in a hundred billion, and just as much to
 # `<|python_tag|>`. Asking a low-rank adapter to turn that round, without touching the rows, is asking a lot.
 #
-# Here is the whole of SFT in one loop: your loss, your LoRA, and everything else frozen.
+# Here is the whole of SFT in one loop: your loss, and a `LoraLinear` in the place of every linear layer. `add_lora`
+# puts them there and freezes everything else, tables included.
 
 # %% tags=["taught"]
 def finetune(policy, rows, how):
     """Train LoRA adapters on demonstrations, in place; return the loss of each step."""
     torch.manual_seed(how.fit.seed)
-    policy.model.requires_grad_(False)
-    for block in policy.model.model.layers:
-        for part in (block.self_attn, block.mlp):
-            for name in [n for n, m in part.named_children() if isinstance(m, torch.nn.Linear)]:
-                setattr(part, name, LoraLinear(getattr(part, name), how.lora.r, how.lora.alpha))
-    trained = [p for p in policy.model.parameters() if p.requires_grad]
+    trained = lora.add_lora(policy.model, how.lora.r, how.lora.alpha)
     optimizer = torch.optim.AdamW(trained, how.fit.learning_rate, betas=(0.9, how.fit.adam_beta2), weight_decay=0)
     columns, order, curve = demonstration_rows(policy.tokenizer, rows, how.fit.max_length).columns, Random(0), []
     for _ in range(how.fit.max_steps):
@@ -291,7 +287,10 @@ def finetune(policy, rows, how):
         ids_BT, mask_BT = pad_rows([columns["input_ids"][i] for i in picked], policy.tokenizer.pad_token_id)
         labels_BT, _ = pad_rows([columns["labels"][i] for i in picked], -100)
         loss = sft_loss(policy.model(ids_BT, attention_mask=mask_BT).logits, labels_BT)
-        optimizer.zero_grad(), loss.backward(), torch.nn.utils.clip_grad_norm_(trained, 1.0), optimizer.step()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
         curve.append(loss.item())
     return curve
 
@@ -349,8 +348,8 @@ assert over("spread", "look-alikes").high < 0.15 and curves["look-alikes"][0] < 
 # The trap in one line: same data, same steps, a falling loss in all four, and in two of them a model that cannot end
 # its turn. The mean row does not help, because it is the **same** row for all: what must be told apart cannot be.
 #
-# And one surprise. Look-alikes begin with by far the lowest loss, and yet they end no more turns than rows in any place
-# that lie apart (last line). The look-alike `<|eot_id|>` lies right beside `<|end_of_text|>`, and parting the two takes
+# And one surprise. Look-alikes begin with by far the lowest loss, and yet there is no sign that they end more turns than
+# rows in any place that lie apart (last line). The look-alike `<|eot_id|>` lies right beside `<|end_of_text|>`, and parting the two takes
 # the adapters some work. Whoever looked at the first losses alone would expect the opposite.
 #
 # The package goes further: its first SFT trains embeddings and output layer in full beside LoRA, which parts any two
@@ -466,8 +465,9 @@ encoded, trials, rows_of, said = list(zip(once, answers, strict=True)), [], {}, 
 for n, steps in [*((n, 20) for n in (1, 10, 30, 100, 300, 1000)), (10, 5), (1000, 5)]:
     name = f"03-n{n}-s{steps}"
     rows_of[n, steps] = measured(name, n, replace(small, fit=replace(fit, max_steps=steps)))
-    trials.append(figures.trial_of(run.policy(name), rows_of[n, steps], encoded, n, steps))
-    said[n, steps] = sample(run.policy(name), shown, replace(one_each, temperature=0.0))
+    policy = run.policy(name)
+    trials.append(figures.trial_of(policy, rows_of[n, steps], encoded, n, steps))
+    said[n, steps] = sample(policy, shown, replace(one_each, temperature=0.0))
 start = figures.trial_of(control, measure(control, asked, two_each), encoded, 0, 0)
 figure = figures.figure_trials(trials, start)
 display(figure)
@@ -483,7 +483,7 @@ def change(what, a, b):
 
 
 assert abs(change("ended", (10, 20), (1000, 20)).value) < 0.1 and change("ended", (10, 5), (10, 20)).low > 0.2
-assert change("sampled", (1, 20), (1000, 20)).low > 0 and change("cost", (10, 20), (1000, 20)).high < 0
+assert change("sampled", (10, 20), (1000, 20)).low > 0 and change("cost", (10, 20), (1000, 20)).high < 0
 assert change("cost", (10, 5), (10, 20)).low > -0.1 and change("cost", (1000, 5), (1000, 20)).high < 0
 
 # %% [markdown]
@@ -491,13 +491,14 @@ assert change("cost", (10, 5), (10, 20)).low > -0.1 and change("cost", (1000, 5)
 #
 # - **Format needs steps, not examples.** At 20 steps, ten different examples end answers about as often as a thousand
 #   do, and even a single one gets most of the way. At 5 steps neither is there yet.
-# - **Too few examples cost skill.** One row, sixteen times a step, leaves fewer right answers than a thousand rows do.
+# - **Too few examples cost skill.** Ten rows, over and over, leave fewer right answers than a thousand rows do. What a
+#   single row does depends on which it is; these intervals are over prompts, and know nothing of another choice of rows.
 # - **What more examples buy is generality.** On a thousand, more steps make a fresh answer cheaper. On ten they
 #   do not: the model learns ten answers by heart. The format rate sees nothing of that, nor does the training loss.
 
 # %%
 def tell(trial: figures.Trial) -> str:
-    facts = figures.describe_trials([trial], start).splitlines()[-1]
+    facts = "\n".join(figures.describe_trials([trial], start).splitlines()[1:])
     talk = "\n".join(f"\n{c.prompt.text}\n   " + c.text.replace("\n", "\n   ")
                      + ("" if c.finished else "   (did not end properly)")
                      for c in said[trial.examples, trial.steps])  # fmt: skip
@@ -525,7 +526,8 @@ explore("Examples", [(f"{t.examples}, {t.steps} steps", t) for t in trials], tel
 #   another, draw the same figure.
 # - That SFT cannot teach skill. It teaches what is in its answers; these held none. Notebook 05 shows the other case.
 # - That masking the prompt matters at this size. We showed what is masked, not what happens without.
-# - Anything about another training seed: the intervals are over prompts.
+# - Anything about another training seed: the intervals are over prompts. We ran the trials with another draw of rows and
+#   another seed as well: the claims above held, and a single example then cost nothing that could be seen.
 
 # %% [markdown]
 # ## Exercises
@@ -594,8 +596,8 @@ check("03.6", answer)
 #
 # - A chat is a text with eleven tokens of wrapping; only the answer and its `<|eot_id|>` are learned. `<|end_of_text|>`
 #   ends documents, and `<|begin_of_text|>` stands once.
-# - Special rows that nobody trained all lie in one place, and adapters cannot part them. Put them apart first. The loss
-#   falls either way.
+# - Special rows that nobody trained lie in one place, and 20 steps of LoRA do not part them. Put them apart first. The
+#   loss falls either way.
 # - LoRA is *W* + (α / r) · *B A*, with *B* zero at first.
 # - Format and skill are two rates. SFT on flawed answers moves the first from nothing to nearly all; the second stays.
 # - Format needs steps, not examples; more examples buy a better fit to fresh answers.

@@ -105,8 +105,10 @@ def figure_curves(trainings: Mapping[str, Sequence[Curve]]) -> ReportFigure:
     for ax, (metric, label) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         for (name, curves), (color, _, line) in zip(trainings.items(), LOOKS, strict=False):
             curve = _curve(curves, metric)
-            ax.plot(curve.steps, curve.values, color=COLORS[color], linestyle=line, label=name)
-        ax.set(title=label, xlabel="optimizer step", ylim=(0, 1.02) if metric == "token accuracy" else (0, None))
+            ax.plot(curve.steps, np.array(curve.values), color=COLORS[color], linestyle=line, label=name)
+        lowest = min(line.get_ydata().min() for line in ax.lines)
+        ax.set(title=label, xlabel="optimizer step")
+        ax.set_ylim(*((0, None) if metric == "loss" else (max(0, lowest - 0.05), 1.01)))
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.margins(x=0.02)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, handlelength=3)
@@ -179,9 +181,11 @@ def figure_format_and_skill(rows: Mapping[str, tuple[Rate, Rate, Rate]]) -> Repo
 
 def describe_format_and_skill(rows: Mapping[str, tuple[Rate, Rate, Rate]]) -> str:
     """Return the facts of `figure_format_and_skill` as text."""
-    lines = [f"Shares of sampled answers, 95 % intervals over {next(iter(rows.values()))[0].n} prompts:"]
+    n, width = next(iter(rows.values()))[0].n, max(map(len, rows))
+    lines = [f"Shares of sampled answers, 95 % intervals over {n} prompts of the checkable skills:",
+             f"{'':<{width}}  " + "  ".join(f"{title:<21}" for title in _RATE_PANELS).rstrip()]  # fmt: skip
     for name, rates in rows.items():
-        lines.append(f"- {name}: " + "; ".join(f"{t} {brief(r)}" for t, r in zip(_RATE_PANELS, rates, strict=True)))
+        lines.append(f"{name:<{width}}  " + "  ".join(f"{brief(r):<21}" for r in rates).rstrip())
     return "\n".join(lines)
 
 
@@ -208,25 +212,20 @@ def figure_trials(trials: Sequence[Trial], start: Trial) -> ReportFigure:
 
 
 def describe_trials(trials: Sequence[Trial], start: Trial) -> str:
-    """Return the facts of `figure_trials` as text."""
-    lines = [f"Small SFT runs by number of different examples (95 % intervals over {start.ended.n} prompts):",
-             f"- before any step: {_facts(start)}"]  # fmt: skip
-    for steps in _steps(trials):
-        lines += [f"- {_examples(t.examples)}, {steps} steps: {_facts(t)}" for t in trials if t.steps == steps]
+    """Return the facts of `figure_trials` as text: one line a training, the start first."""
+    lines = [f"Small SFT runs (95 % intervals over {start.ended.n} prompts):",
+             f"{'':<25}" + "  ".join(f"{title:<18}" for _, title in _TRIAL_PANELS).rstrip()]  # fmt: skip
+    in_order = [t for steps in _steps(trials) for t in trials if t.steps == steps]
+    for t in (start, *in_order):
+        some = f"{t.examples} example{'' if t.examples == 1 else 's'}"
+        name = f"{some}, {t.steps} steps" if t.steps else "before any step"
+        cells = (brief(t.ended), brief(t.right), f"{t.cost.value:.2f} [{t.cost.low:.2f}, {t.cost.high:.2f}]")
+        lines.append(f"{name:<25}" + "  ".join(f"{cell:<18}" for cell in cells).rstrip())
     return "\n".join(lines)
 
 
 _RATE_PANELS = ("ended properly", "right", "right, any end counts")
-_TRIAL_PANELS = (("ended", "format: ended properly"), ("right", "skill: right"), ("cost", "nats for a fresh answer"))
-
-
-def _examples(n: int) -> str:
-    return f"{n} example" if n == 1 else f"{n} examples"
-
-
-def _facts(t: Trial) -> str:
-    cost = f"{t.cost.value:.2f} [{t.cost.low:.2f}, {t.cost.high:.2f}]"
-    return f"ended {brief(t.ended)}, right {brief(t.right)}, a fresh answer costs {cost} nats"
+_TRIAL_PANELS = (("ended", "ended properly"), ("right", "right"), ("cost", "nats, fresh answer"))
 
 
 def _steps(trials: Sequence[Trial]) -> list[int]:
