@@ -348,9 +348,9 @@ assert over("spread", "look-alikes").high < 0.15 and curves["look-alikes"][0] < 
 # The trap in one line: same data, same steps, a falling loss in all four, and in two of them a model that cannot end
 # its turn. The mean row does not help, because it is the **same** row for all: what must be told apart cannot be.
 #
-# And one surprise. Look-alikes begin with by far the lowest loss, and yet there is no sign that they end more turns than
-# rows in any place that lie apart (last line). The look-alike `<|eot_id|>` lies right beside `<|end_of_text|>`, and parting the two takes
-# the adapters some work. Whoever looked at the first losses alone would expect the opposite.
+# And one surprise. Look-alikes begin with by far the lowest loss, and yet there is no sign that they end more turns
+# than rows in any place that lie apart (last line). The look-alike `<|eot_id|>` lies right beside `<|end_of_text|>`,
+# and parting the two takes the adapters some work. Whoever looked at the first losses alone would expect the opposite.
 #
 # The package goes further: its first SFT trains embeddings and output layer in full beside LoRA, which parts any two
 # rows. Is that enough by itself? `Sft.special_rows` is the switch; 20 steps with it off and on.
@@ -491,8 +491,9 @@ assert change("cost", (10, 5), (10, 20)).low > -0.1 and change("cost", (1000, 5)
 #
 # - **Format needs steps, not examples.** At 20 steps, ten different examples end answers about as often as a thousand
 #   do, and even a single one gets most of the way. At 5 steps neither is there yet.
-# - **Too few examples cost skill.** Ten rows, over and over, leave fewer right answers than a thousand rows do. What a
-#   single row does depends on which it is; these intervals are over prompts, and know nothing of another choice of rows.
+# - **Too few examples cost skill.** Ten rows, over and over, leave fewer right answers than a thousand rows do. What
+#   a single row does depends on which it is; these intervals are over prompts, not over another choice of rows. And
+#   this comparison was picked after looking at three of its kind: take it as a strong hint.
 # - **What more examples buy is generality.** On a thousand, more steps make a fresh answer cheaper. On ten they
 #   do not: the model learns ten answers by heart. The format rate sees nothing of that, nor does the training loss.
 
@@ -526,8 +527,9 @@ explore("Examples", [(f"{t.examples}, {t.steps} steps", t) for t in trials], tel
 #   another, draw the same figure.
 # - That SFT cannot teach skill. It teaches what is in its answers; these held none. Notebook 05 shows the other case.
 # - That masking the prompt matters at this size. We showed what is masked, not what happens without.
-# - Anything about another training seed: the intervals are over prompts. We ran the trials with another draw of rows and
-#   another seed as well: the claims above held, and a single example then cost nothing that could be seen.
+# - Anything about another training seed: the intervals are over prompts. With another draw of rows and another seed
+#   the rates of ended and of right answers came out alike, except that a single example then cost no skill that could
+#   be seen.
 
 # %% [markdown]
 # ## Exercises
