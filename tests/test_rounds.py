@@ -7,13 +7,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from llama3_lab import profiles
 from llama3_lab.disk import digest_file
-from llama3_lab.pipeline.rounds import run_loop
-from llama3_lab.records import SKILLS
+from llama3_lab.pipeline.rounds import round_winners, run_loop, winners
+from llama3_lab.records import SKILLS, Candidate, Check, Judged, Prompt, Verdict
 from llama3_lab.store import Stage, read_records, to_json
 
 ROOT = Path(__file__).parents[1]
@@ -207,3 +208,18 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_figures_and_weights(tmp_
     print(*(f"{name}: killed {died_in.get(name) or 'at its end'}" for name in names), sep="\n")
     assert set(died_in) == set(names)
     assert_the_same(tmp_path / "run", tmp_path / "whole", expected)
+
+
+def test_winners_of_all_rounds_are_kept_and_a_rounds_own_are_told_apart():
+    asked = [Prompt(f"p{i}", "arithmetic", f"{i}?", "train", 1, Check("number", "1")) for i in range(2)]
+
+    def judged(prompt: Prompt, outcome: str) -> Judged:
+        return Judged(Candidate(prompt, outcome, "x", 1.0, 0, 3, True, -1.0), Verdict(outcome, "number", ""), 0.0)
+
+    # The same two prompts in both rounds, as with a prompts file: round two solves the second only.
+    kept = {"round1-judged": [judged(p, "pass") for p in asked],
+            "round2-judged": [judged(asked[0], "fail"), judged(asked[1], "pass")]}  # fmt: skip
+    run = SimpleNamespace(folder=SimpleNamespace(once=lambda name, *_: kept[name]), profile=smallest())
+    best, lot = winners(run, 2)
+    assert [d.prompt.id for d in best] == [d.prompt.id for d in lot] == ["p0", "p1", "p1"]
+    assert [d.prompt.id for d in round_winners(run, 2)[0]] == ["p1"]

@@ -17,8 +17,9 @@ from typing import Any, ParamSpec
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
+from llama3_lab.course.marks import dots, log_ticks
 from llama3_lab.records import (
     SKILLS,
     BestOfK,
@@ -135,11 +136,11 @@ def figure_chain(run: RunReport) -> ReportFigure:
     for metric, color, marker, line in METRICS:
         rates = [getattr(s, metric) for _, s in chain]
         shift = -0.06 if metric == "sampled" else 0.06
-        _dots(ax, np.arange(len(rates)) + shift, rates, color=COLORS[color], marker=marker, linestyle=line,
+        dots(ax, np.arange(len(rates)) + shift, rates, color=COLORS[color], marker=marker, linestyle=line,
               label=metric + (" at temperature 1" if metric == "sampled" else ""))
         controls = [(e, s) for e in stages(run) if (s := score(e)) and is_control(e.stage)]
         xs = [_control_spot(e.stage, spots) + 0.28 + shift for e, _ in controls]
-        _dots(ax, xs, [getattr(s, metric) for _, s in controls], color=COLORS["gray"], marker=marker,
+        dots(ax, xs, [getattr(s, metric) for _, s in controls], color=COLORS["gray"], marker=marker,
               linestyle="none", markerfacecolor=COLORS["plate"], label=f"control (random answers), {metric}")
         if rates:
             for i in (0, len(rates) - 1):
@@ -179,7 +180,7 @@ def figure_pass_rates(run: RunReport) -> ReportFigure:
             shift, fill = (0.14, "plate") if metric == "greedy" else (-0.14, color)
             spots = [i + shift for i, e in enumerate(rows) if score(e, skill)]
             rates = [getattr(s, metric) for e in rows if (s := score(e, skill))]
-            _dots(ax, spots, rates, across=True, color=COLORS[color], marker=marker, linestyle="none",
+            dots(ax, spots, rates, across=True, color=COLORS[color], marker=marker, linestyle="none",
                   label=metric, markersize=4.5, markerfacecolor=COLORS[fill])
         ax.set(title=_title(skill), xlim=(-0.02, 1.02), xticks=(0, 0.5, 1), ylim=(len(rows) - 0.5, -0.5))
         ax.set_xticklabels(("0", ".5", "1"))
@@ -259,12 +260,10 @@ def figure_best_of_k(run: RunReport) -> ReportFigure:
         for i, b in enumerate(curves):
             color, marker, line = JUDGES.get(b.judge, ("muted", "x", "-"))
             spread = 2.0 ** (0.07 * (i - (len(curves) - 1) / 2))  # apart, so that intervals can be told apart
-            handles[b.judge] = _dots(ax, np.array(b.ks) * spread, b.rates, color=COLORS[color], marker=marker,
+            handles[b.judge] = dots(ax, np.array(b.ks) * spread, b.rates, color=COLORS[color], marker=marker,
                                      linestyle=line, markersize=4.5)
         ks = sorted({k for b in curves for k in b.ks})
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(ks, [str(k) for k in ks])
-        ax.xaxis.set_minor_locator(NullLocator())
+        log_ticks(ax, ks, base=2)
         ax.set(title=_title(skill), xlabel="k answers to choose from", ylim=(0, 1.02))
         ax.grid(axis="x", visible=False)
     axes[0].set_ylabel("share of picks that are right")
@@ -423,17 +422,6 @@ def _aligned(head: Sequence[str], body: Sequence[Sequence[str]], first: int) -> 
         if row is head:
             lines.append("  ".join("─" * w for w in widths))
     return "\n".join(lines) + "\n"
-
-
-def _dots(ax: Any, at: Any, rates: Sequence[Rate], across: bool = False, **look: Any) -> Any:
-    """Draw rates with their intervals at positions `at`; `across` lays them along x."""
-    values = np.array([r.value for r in rates])
-    reach = np.array([[max(0.0, r.value - r.low), max(0.0, r.high - r.value)] for r in rates]).T
-    if not len(values):
-        return None
-    error = {"xerr": reach} if across else {"yerr": reach}
-    x, y = (values, at) if across else (at, values)
-    return ax.errorbar(x, y, **error, elinewidth=1.0, capsize=0, **look)
 
 
 def _bands(ax: Any, rounds: Sequence[int], across: bool = False, named: bool = True) -> None:

@@ -127,14 +127,15 @@ def collect(run: Run, name: str, policies: tuple[str, str], prompts: Sequence[Pr
 
 def winners(run: Run, number: int) -> tuple[list[Demonstration], list[Demonstration]]:
     """Return the demonstrations of rounds 1 to `number`, and their control: as many, for the same prompts, by lot."""
-    best: list[Demonstration] = []
-    lot: list[Demonstration] = []
-    for i in range(1, number + 1):
-        judged, seed = run.folder.once(f"round{i}-judged", Judged, _not_judged), seed_of(run.profile, f"round{i}")
-        chosen = demonstrations.select(judged, seed=seed)
-        best += chosen
-        lot += demonstrations.select_at_random(judged, chosen, seed)
-    return best, lot
+    rounds = [round_winners(run, i) for i in range(1, number + 1)]
+    return [d for best, _ in rounds for d in best], [d for _, lot in rounds for d in lot]
+
+
+def round_winners(run: Run, number: int) -> tuple[list[Demonstration], list[Demonstration]]:
+    """Return what one round adds to `winners`: its own demonstrations and their control."""
+    judged, seed = run.folder.once(f"round{number}-judged", Judged, _not_judged), seed_of(run.profile, f"round{number}")
+    chosen = demonstrations.select(judged, seed=seed)
+    return chosen, demonstrations.select_at_random(judged, chosen, seed)
 
 
 def _not_judged() -> list[Judged]:
@@ -160,7 +161,8 @@ def run_round(run: Run, number: int, batches: list[list[PreferencePair]], prompt
     evaluations += [run.scores(f"{r}-dpo-1", f"round {number} dpo", number),
                     run.scores(f"{r}-policy", f"round {number} policy", number)]  # fmt: skip
     counts = count_pairs(batches, len(strong), len(newest))
-    return report_round(run, number, (judged, best), (made, evaluations), counts)
+    chosen, _ = round_winners(run, number)  # the funnel is this round's own
+    return report_round(run, number, (judged, chosen), (made, evaluations), counts)
 
 
 def run_round_field_report(

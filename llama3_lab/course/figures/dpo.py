@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
+from llama3_lab.course.marks import dots, log_ticks
 from llama3_lab.course.views import COLORS, ReportFigure, styled
 from llama3_lab.pipeline.probes import Mean
 from llama3_lab.records import Curve
@@ -45,13 +46,13 @@ def figure_brake(brakes: Sequence[Brake]) -> ReportFigure:
     for (above, below), brake in zip(axes.T, brakes, strict=True):
         for name, color, marker, line in (("reward", "orange", "s", "--"), ("quality", "blue", "o", "-")):
             label = "the reward model's opinion" if name == "reward" else "the truth"
-            _line(above, brake.betas, getattr(brake, name), color, marker, line, label)
+            dots(above, brake.betas, getattr(brake, name), color=COLORS[color], marker=marker, linestyle=line,
+                 label=label, markersize=4.5)  # fmt: skip
         above.axhline(0, color=COLORS["gray"], linewidth=0.9, linestyle=(0, (1, 2)))
-        _line(below, brake.betas, brake.kl, "green", "^", "-.", "nats spent")
+        dots(below, brake.betas, brake.kl, color=COLORS["green"], marker="^", linestyle="-.", label="nats spent",
+             markersize=4.5)  # fmt: skip
         above.set_title(brake.skill)
-        below.set_xscale("log")
-        below.set_xticks(brake.betas, [f"{b:g}" for b in brake.betas])
-        below.xaxis.set_minor_locator(NullLocator())
+        log_ticks(below, brake.betas)
         below.set(xlabel="β: the brake is let go from left to right")
         below.set_xlim(brake.betas[0] * 1.3, brake.betas[-1] / 1.3)
     axes[0][0].set_ylabel("gain over the reference, logits")
@@ -142,12 +143,3 @@ def describe_changes(changes: Changes, title: str) -> str:
             word = "" if m.low > 0 or m.high < 0 else "  inconclusive"
             lines.append(f"- {name:<14} {m.value:+.3f} [{m.low:+.3f}, {m.high:+.3f}] n={m.n}{word}")
     return "\n".join(lines)
-
-
-def _line(ax: object, betas: Sequence[float], means: Sequence[Mean], color: str, marker: str, line: str,
-          label: str) -> None:  # fmt: skip
-    """Draw means with intervals over β."""
-    values = np.array([m.value for m in means])
-    reach = np.array([[max(0.0, m.value - m.low), max(0.0, m.high - m.value)] for m in means]).T
-    ax.errorbar(betas, values, yerr=reach, elinewidth=1.0, color=COLORS[color], marker=marker, linestyle=line,  # type: ignore[attr-defined]
-                label=label, markersize=4.5)  # fmt: skip

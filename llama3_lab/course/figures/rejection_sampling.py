@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import NullLocator
 
+from llama3_lab.course.marks import dots, log_ticks
 from llama3_lab.course.views import COLORS, ReportFigure, brief, styled
 from llama3_lab.pipeline.reports import rate
 from llama3_lab.records import CHECKABLE, BestOfK, Comparison, Judged, Prompt, PromptScore, Rate
@@ -44,7 +44,7 @@ def figure_rules(kept: Kept) -> ReportFigure:
         ):
             rates = [kept[rule][skill][which] for rule in rules]
             at = np.arange(len(rules)) + shift
-            _bars(ax, [r.value for r in rates], at, rates, across=True, label=name, color=COLORS[color],
+            dots(ax, at, rates, across=True, label=name, color=COLORS[color],
                   marker=marker, linestyle="none", markersize=5,
                   markerfacecolor=COLORS["plate" if which == 0 else color])  # fmt: skip
         ax.set(title=skill, xlim=(-0.03, 1.03), ylim=(len(rules) - 0.5, -0.5), xticks=(0, 0.5, 1))
@@ -73,12 +73,10 @@ def figure_pass_at_k(panels: Mapping[str, Sequence[BestOfK]]) -> ReportFigure:
     for ax, (title, curves) in zip(axes, panels.items(), strict=True):
         for i, (curve, (color, marker, line)) in enumerate(zip(curves, LOOKS, strict=False)):
             spread = 2.0 ** (0.06 * (i - (len(curves) - 1) / 2))  # apart, so that intervals can be told apart
-            _bars(ax, np.array(curve.ks) * spread, [r.value for r in curve.rates], curve.rates, label=curve.skill,
+            dots(ax, np.array(curve.ks) * spread, curve.rates, label=curve.skill,
                   color=COLORS[color], marker=marker, linestyle=line, markersize=4.5)  # fmt: skip
         ks = sorted({k for c in curves for k in c.ks})
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(ks, [str(k) for k in ks])
-        ax.xaxis.set_minor_locator(NullLocator())
+        log_ticks(ax, ks, base=2)
         ax.set(title=title, xlabel="K answers a prompt", ylim=(0, 1.02))
         ax.legend(loc="lower right", handlelength=3)
     axes[0].set_ylabel("share of prompts with a right answer")
@@ -104,7 +102,7 @@ def figure_levels(shares: Mapping[str, Sequence[Rate]], what: str = KEPT) -> Rep
     ax = figure.subplots()
     for i, ((label, rates), (color, marker, line)) in enumerate(zip(shares.items(), LOOKS, strict=False)):
         at = np.arange(1, len(rates) + 1) + 0.05 * (i - (len(shares) - 1) / 2)
-        _bars(ax, at, [r.value for r in rates], rates, label=label, color=COLORS[color], marker=marker,
+        dots(ax, at, rates, label=label, color=COLORS[color], marker=marker,
               linestyle=line)  # fmt: skip
     levels = max(len(rates) for rates in shares.values())
     ax.set_xticks(range(1, levels + 1), [f"level {n}" for n in range(1, levels + 1)])
@@ -131,7 +129,7 @@ def figure_temperature(found: Mapping[float, tuple[Rate, Rate, float]]) -> Repor
     at = list(found)
     one, many = [row[0] for row in found.values()], [row[1] for row in found.values()]
     for rates, k, (color, marker, line) in ((one, 1, LOOKS[0]), (many, many[0].samples, LOOKS[1])):
-        _bars(left, at, [r.value for r in rates], rates, label=f"pass@{k}", color=COLORS[color], marker=marker,
+        dots(left, at, rates, label=f"pass@{k}", color=COLORS[color], marker=marker,
               linestyle=line)  # fmt: skip
     left.set(ylim=(0, 1.02), xlabel="temperature", ylabel="share of prompts", xticks=at)
     left.legend(loc="center left")
@@ -177,10 +175,3 @@ def describe_differences(comparisons: Sequence[Comparison]) -> str:
         lines.append(f"- {c.name} ({c.metric}, {c.skill}): {c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}] "
                      f"n={c.n}, {c.verdict}")  # fmt: skip
     return "\n".join(lines)
-
-
-def _bars(ax: Any, x: Any, y: Any, rates: Sequence[Rate], across: bool = False, **look: Any) -> None:
-    """Draw rates at (x, y) with their intervals, along x where `across`."""
-    reach = np.array([[max(0.0, r.value - r.low), max(0.0, r.high - r.value)] for r in rates]).T
-    error = {"xerr": reach} if across else {"yerr": reach}
-    ax.errorbar(x, y, **error, elinewidth=1.0, capsize=0, **look)

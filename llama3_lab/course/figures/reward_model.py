@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import NullLocator
 
+from llama3_lab.course.marks import dots, log_ticks
 from llama3_lab.course.views import COLORS, JUDGES, ReportFigure, brief, styled
 from llama3_lab.pipeline.demonstrations import by_prompt
 from llama3_lab.pipeline.probes import LONGER_COSTS, Accuracy, CalibrationBin, Climb, Mean, qualities, sigmoid
 from llama3_lab.records import STRENGTHS, Judged, Rate
 from llama3_lab.world.annotators import NOISE, THRESHOLDS
 
-Interval = Rate | Mean
 LINES: tuple[tuple[str, str, Any], ...] = (
     ("blue", "o", "-"), ("orange", "s", "--"), ("green", "^", "-."), ("purple", "D", ":"))  # fmt: skip
 
@@ -32,7 +31,7 @@ def figure_raters(of: Sequence[Accuracy]) -> ReportFigure:
     law.set(title="The law: by the true gap", xlabel="true gap of quality, logits (dotted: the four levels)",
             ylabel="the better answer is chosen", ylim=(0.45, 1.02))  # fmt: skip
     rows = [a for a in of if a.strength != "any"]
-    _dots(stated, range(len(rows)), [a.rate for a in rows], color=COLORS["orange"], marker="s", linestyle="none")
+    dots(stated, range(len(rows)), [a.rate for a in rows], color=COLORS["orange"], marker="s", linestyle="none")
     stated.set_xticks(range(len(rows)), [f"{a.strength.replace(' ', chr(10))}\n({a.couples} pairs)" for a in rows])
     stated.set(title="Our raters: by the strength they stated", xlim=(-0.5, len(rows) - 0.5))
     figure.twin = describe_raters(of)
@@ -80,7 +79,7 @@ def figure_accuracy(panels: Mapping[str, Sequence[Accuracy]]) -> ReportFigure:
         spots = {name: i for i, name in enumerate(("any", *STRENGTHS))}
         for kind, marker, color in (("any", "D", "ink"), ("", "o", "blue")):
             here = [a for a in of if (a.strength == "any") == (kind == "any")]
-            _dots(ax, [spots[a.strength] for a in here], [a.rate for a in here], color=COLORS[color], marker=marker,
+            dots(ax, [spots[a.strength] for a in here], [a.rate for a in here], color=COLORS[color], marker=marker,
                   linestyle="none")  # fmt: skip
         ax.set(title=skill, ylim=(0, 1.02), xlim=(-0.6, len(spots) - 0.4))
         ax.set_xticks(range(len(spots)), ["all", *(s.split()[0] for s in STRENGTHS)], rotation=40, ha="right")
@@ -108,8 +107,8 @@ def figure_calibration(panels: Mapping[str, Sequence[CalibrationBin]]) -> Report
     for ax, (title, bins) in zip(axes, panels.items(), strict=True):
         ax.plot([0.5, 1], [0.5, 1], color=COLORS["gray"], linewidth=0.9, linestyle=(0, (1, 2)), label="as it says")
         at = np.array([b.predicted for b in bins])
-        _dots(ax, at - 0.004, [b.true for b in bins], color=COLORS["blue"], marker="o", linestyle="-", label="truth")
-        _dots(ax, at + 0.004, [b.raters for b in bins], color=COLORS["orange"], marker="s", linestyle="--",
+        dots(ax, at - 0.004, [b.true for b in bins], color=COLORS["blue"], marker="o", linestyle="-", label="truth")
+        dots(ax, at + 0.004, [b.raters for b in bins], color=COLORS["orange"], marker="s", linestyle="--",
               markerfacecolor=COLORS["plate"], label="raters would choose it")  # fmt: skip
         ax.set(title=title, xlabel="predicted: σ(difference of rewards)", xlim=(0.48, 1.02), ylim=(0.35, 1.02))
     axes[0].set_ylabel("its choice is the better one")
@@ -135,9 +134,9 @@ def figure_longer(changes: Mapping[str, tuple[Mean, Rate]]) -> ReportFigure:
     reward, liked = figure.subplots(1, 2, sharey=True)
     spots = np.arange(len(changes))
     reward.axvline(0, color=COLORS["gray"], linewidth=0.9)
-    _dots(reward, spots, [c for c, _ in changes.values()], across=True, color=COLORS["orange"], marker="o",
+    dots(reward, spots, [c for c, _ in changes.values()], across=True, color=COLORS["orange"], marker="o",
           linestyle="none")  # fmt: skip
-    _dots(liked, spots, [share for _, share in changes.values()], across=True, color=COLORS["blue"], marker="s",
+    dots(liked, spots, [share for _, share in changes.values()], across=True, color=COLORS["blue"], marker="s",
           linestyle="none")  # fmt: skip
     reward.set_yticks(spots, list(changes))
     reward.set(title="Change of the reward", xlabel=f"logits (true quality: −{LONGER_COSTS}; control: 0)",
@@ -166,12 +165,10 @@ def figure_climb(climbs: Sequence[Climb]) -> ReportFigure:
         for ax, (title, column) in zip(row, columns, strict=True):
             for c in [c for c in climbs if c.skill == skill]:
                 color, marker, line = JUDGES.get(c.judge, ("green", "^", "-"))
-                _dots(ax, c.ks, getattr(c, column), color=COLORS[color], marker=marker or "x", linestyle=line,
+                dots(ax, c.ks, getattr(c, column), color=COLORS[color], marker=marker or "x", linestyle=line,
                       label=c.judge, markersize=4.5)  # fmt: skip
             ks = sorted({k for c in climbs for k in c.ks})
-            ax.set_xscale("log", base=2)
-            ax.set_xticks(ks, [str(k) for k in ks])
-            ax.xaxis.set_minor_locator(NullLocator())
+            log_ticks(ax, ks, base=2)
             ax.set(title=f"{skill}: {title}", xlabel="k answers to choose from" if skill == skills[-1] else "")
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.twin = describe_climb(climbs)
@@ -224,12 +221,3 @@ def _line(what: str, j: Judged, quality: float) -> list[str]:
 
 def _flat(text: str) -> str:
     return text.replace("\n", " / ")
-
-
-def _dots(ax: Any, at: Any, of: Sequence[Interval], across: bool = False, **look: Any) -> None:
-    """Draw values with their intervals at positions `at`; `across` lays them along x."""
-    values = np.array([r.value for r in of])
-    reach = np.array([[max(0.0, r.value - r.low), max(0.0, r.high - r.value)] for r in of]).reshape(-1, 2).T
-    error = {"xerr": reach} if across else {"yerr": reach}
-    x, y = (values, at) if across else (at, values)
-    ax.errorbar(x, y, **error, elinewidth=1.0, capsize=0, **look)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
+from llama3_lab.course.marks import dots, log_ticks
 from llama3_lab.course.views import COLORS, ReportFigure, brief, styled
 from llama3_lab.pipeline.health import start_and_end
 from llama3_lab.pipeline.probes import Mean, mean
@@ -197,13 +198,10 @@ def figure_trials(trials: Sequence[Trial], start: Trial) -> ReportFigure:
     for ax, (part, title) in zip(axes, _TRIAL_PANELS, strict=True):
         for (color, marker, line), steps in zip(LOOKS, _steps(trials), strict=False):
             some = [t for t in trials if t.steps == steps]
-            _with_intervals(ax, [t.examples for t in some], [getattr(t, part) for t in some], color=COLORS[color],
-                            marker=marker, linestyle=line, label=f"{steps} steps")  # fmt: skip
+            dots(ax, [t.examples for t in some], [getattr(t, part) for t in some], color=COLORS[color], marker=marker,
+                 linestyle=line, label=f"{steps} steps")  # fmt: skip
         ax.axhline(getattr(start, part).value, color=COLORS["gray"], linestyle=(0, (1, 2)), label="before any step")
-        ax.set_xscale("log")
-        sizes = sorted({t.examples for t in trials})
-        ax.set_xticks(sizes, [str(n) for n in sizes])
-        ax.xaxis.set_minor_locator(NullLocator())
+        log_ticks(ax, sorted({t.examples for t in trials}))
         ax.set(title=title, xlabel="different examples", ylim=(0, None) if part == "cost" else (0, 1.03))
         ax.grid(axis="x", visible=False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, handlelength=3)
@@ -235,9 +233,3 @@ def _steps(trials: Sequence[Trial]) -> list[int]:
 
 def _curve(curves: Sequence[Curve], metric: str) -> Curve:
     return next(c for c in curves if c.metric == metric)
-
-
-def _with_intervals(ax: Any, at: Sequence[float], found: Sequence[Any], **look: Any) -> None:
-    values = np.array([f.value for f in found])
-    reach = np.array([[max(0.0, f.value - f.low), max(0.0, f.high - f.value)] for f in found]).T
-    ax.errorbar(at, values, yerr=reach, elinewidth=1.0, capsize=0, **look)
