@@ -1,6 +1,7 @@
 """Every exercise grades as it says: solutions pass, each known mistake gets its own hint, nothing is given away."""
 
 import importlib.util
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,20 @@ def test_an_interrupt_is_the_learners_own(toy):
 
     with pytest.raises(KeyboardInterrupt):
         check("99.1", stopped)
+
+
+def test_a_loop_that_never_ends_is_stopped_even_where_it_catches_everything(toy, capsys, monkeypatch):
+    monkeypatch.setattr(exercises, "PATIENCE", 0.2)
+
+    def endless(x):
+        while True:
+            with suppress(Exception):
+                x += 1
+
+    check("99.1", endless)
+    assert capsys.readouterr().out.startswith("99.1 not yet: after 0.2 seconds there was no answer")
+    check("99.1", lambda x: x * x)
+    assert "right" in capsys.readouterr().out
 
 
 def test_the_table_says_kind_difficulty_importance_and_minutes(toy, capsys):

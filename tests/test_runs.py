@@ -26,11 +26,11 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Every training of the run, as (settings, seed), instead of the training."""
+    """Every training of the run, as (settings, seed), instead of the training; SFT says what it does to embeddings."""
     found = []
 
-    def train(parent, rows, how, out, settings, seed=None):
-        found.append((how, seed))
+    def train(parent, rows, how, out, settings, seed=None, embeddings=None):
+        found.append((how, seed if embeddings is None else embeddings))
         (out / "model.safetensors").write_text(str(how))
 
     for name in ("train_sft", "train_reward", "train_dpo"):
@@ -108,7 +108,7 @@ def test_a_stage_has_its_own_seed_and_a_variant_the_one_it_is_given(place, calls
     run.reward("04-b", PAIRS, COURSE.reward)
     run.dpo_run("06-a", "03-a", PAIRS)
     run.dpo_run("06-b", "03-a", PAIRS, replace(COURSE.dpo, beta=0.5))
-    seeds = [how.fit.seed if seed is None else seed for how, seed in calls]
+    seeds = [how.fit.seed if seed in (None, True) else seed for how, seed in calls]
     own = [seed_of(COURSE, name) for name in ("03-a", "04-a", "06-a")]
     assert seeds == [own[0], 5, own[1], 0, own[2], 0]
     assert [calls[i][0].beta for i in (4, 5)] == [0.1, 0.5]
@@ -127,7 +127,7 @@ def test_the_bases_special_rows_are_prepared_once_only(place, calls):
     run.sft("first", ROWS)
     run.sft("06-more", ROWS, parent="first")
     run.sft("06-more-still", ROWS, COURSE.sft, parent="first")
-    assert [how.special_rows for how, _ in calls] == [True, False, False]
+    assert [(how.special_rows, embeddings) for how, embeddings in calls] == [(True, True), *[(False, False)] * 2]
 
 
 def test_a_policy_not_measured_yet_is_named(tmp_path):

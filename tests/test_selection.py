@@ -1,8 +1,10 @@
 """Selection, pairs, truth and the funnel: hand-worked cases."""
 
+from typing import get_args
+
 import pytest
 
-from llama3_lab.pipeline.demonstrations import select, select_at_random
+from llama3_lab.pipeline.demonstrations import Rule, select, select_at_random
 from llama3_lab.pipeline.pairs import annotated, distinct, from_verdicts, strong, triples
 from llama3_lab.pipeline.truth import are_right, share_of_right_lines, true_qualities
 from llama3_lab.records import Candidate, Check, Judged, PreferencePair, Prompt, Verdict
@@ -29,6 +31,18 @@ def test_each_rule_picks_its_winner():
     assert [d.text for d in select(rows)] == ["c"]
     assert [d.text for d in select(rows, "reward")] == ["a"]  # never the one that was cut off
     assert {select(rows, "checker", seed)[0].text for seed in range(20)} == {"b", "c"}
+
+
+def test_either_judge_will_do_or_both_must_agree():
+    rows = [judged("fail", 9.0, "a"), judged("pass", 1.0, "b"), judged("fail", 3.0, "c")]
+    assert {select(rows, "either", seed)[0].text for seed in range(20)} == {"a", "b"}
+    assert select(rows, "strict") == []
+    assert [d.text for d in select([*rows, judged("pass", 9.5, "d")], "strict")] == ["d"]
+    cut = [judged("fail", 99.0, "cut", finished=False)]
+    assert all(select(cut, rule) == [] for rule in get_args(Rule))
+    open_one = ask("open", Check("rubric", "x", ("x",)), "conversation")
+    talk = [judged("abstain", 1.0, "c", open_one), judged("abstain", 2.0, "d", open_one)]
+    assert [select(talk, rule)[0].text for rule in ("either", "strict")] == ["d", "d"]  # nothing there passes
 
 
 def test_a_prompt_that_nobody_solves_yields_nothing_and_open_ones_go_by_reward():

@@ -424,3 +424,15 @@ def test_merged_and_adapter_are_the_same_model(sft, dpo):
         merged = load_policy(dpo, SETTINGS).model(ids).logits
         adapted = PeftModel.from_pretrained(parent.model, dpo / "adapter")(ids).logits
     assert_close(merged, adapted, atol=1e-4, rtol=0)
+
+
+def test_without_special_rows_none_is_prepared_and_a_second_sft_moves_the_adapter_only(sft, tmp_path, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(training, "prepare_special_rows", lambda *a: prepared.append(a))
+    train_sft(BASE, DEMONSTRATIONS, replace(SFT, special_rows=False), tmp_path / "trap", SETTINGS)
+    assert not prepared
+    train_sft(sft, DEMONSTRATIONS, replace(SFT, special_rows=False), tmp_path / "more", SETTINGS, embeddings=False)
+    before, after = weights(sft), weights(tmp_path / "more")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all(".layers." in name for name in moved)
+    assert "model.embed_tokens.weight" in before and "lm_head.weight" in before

@@ -9,7 +9,7 @@ from typing import Literal
 
 from llama3_lab.records import Demonstration, Judged
 
-Rule = Literal["checker and reward", "reward", "checker"]
+Rule = Literal["checker and reward", "reward", "checker", "either", "strict"]
 
 
 def by_prompt(judged: Sequence[Judged]) -> list[list[Judged]]:
@@ -20,18 +20,31 @@ def by_prompt(judged: Sequence[Judged]) -> list[list[Judged]]:
 def select(judged: Sequence[Judged], rule: Rule = "checker and reward", seed: int = 0) -> list[Demonstration]:
     """Return at most one demonstration a prompt; a prompt with no admissible candidate yields none.
 
-    "checker and reward": of those that pass (open skill: all), the highest reward. "reward": the
-    highest reward among all, as the paper has it (§4.2.2). "checker": any that passes, by lot. A
-    candidate cut off at the cap is never admissible.
+    "checker and reward": of those that the checker does not fail (open skill: all), the highest reward. "reward":
+    the favourite, the highest reward among all, as the paper has it (§4.2.2). "checker": any that it does not fail,
+    by lot. "either": any that passes, or the favourite, by lot (§4.2.3). "strict": the favourite, unless the
+    checker fails it (§4.3.1). A candidate cut off at the cap is never admissible.
     """
     out, rng = [], Random(f"select-{seed}")
     for group in by_prompt(judged):
-        admissible = [j for j in group if j.candidate.finished and (rule == "reward" or j.verdict.outcome != "fail")]
+        admissible = _admissible([j for j in group if j.candidate.finished], rule)
         if not admissible:
             continue
-        best = rng.choice(admissible) if rule == "checker" else max(admissible, key=lambda j: j.reward)
+        by_lot = rule in ("checker", "either")
+        best = rng.choice(admissible) if by_lot else max(admissible, key=lambda j: j.reward)
         out.append(Demonstration(best.candidate.prompt, best.candidate.text, rule))
     return out
+
+
+def _admissible(ended: list[Judged], rule: Rule) -> list[Judged]:
+    if rule == "reward" or not ended:
+        return ended
+    if rule in ("checker", "checker and reward"):
+        return [j for j in ended if j.verdict.outcome != "fail"]
+    favourite = max(ended, key=lambda j: j.reward)
+    if rule == "strict":
+        return [favourite] if favourite.verdict.outcome != "fail" else []
+    return [j for j in ended if j.verdict.outcome == "pass" or j is favourite]
 
 
 def select_at_random(judged: Sequence[Judged], like: Sequence[Demonstration], seed: int = 0) -> list[Demonstration]:

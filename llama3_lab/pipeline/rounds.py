@@ -90,18 +90,26 @@ def preference_prompts(run: Run, number: int, prompts: Sequence[Prompt]) -> list
 
 
 def begin(run: Run) -> tuple[Evaluation, ...]:
-    """Make round zero: the first policy and its sibling, SFT on written demonstrations, flaws included."""
-    rng = Random(seed_of(run.profile, "demonstrations"))
-    per_skill = run.profile.data.demonstrations // len(SKILLS)
-    prompts = draw_prompts(per_skill, "train", rng.randrange(2**31), "written", run.tests)
-    written = [Demonstration(p, write(p, rng), "written") for p in prompts]
-    run.sft("first", written)
-    run.sft("sibling", written)
+    """Make round zero: the first policies, and what the base and the first of them score."""
+    first_policies(run)
     return (
         run.scores(BASE, "base, own format", 0, "base"),
         run.scores(BASE, "base, chat format", 0),
         run.scores("first", "first policy", 0),
     )
+
+
+def first_policies(run: Run, names: Sequence[str] = ("first", "sibling")) -> None:
+    """Make the policies that round one begins with: SFT on written demonstrations, flaws included.
+
+    They differ in what is drawn by lot while they train; two of them write the first preference batch (§4.2.1).
+    """
+    rng = Random(seed_of(run.profile, "demonstrations"))
+    per_skill = run.profile.data.demonstrations // len(SKILLS)
+    prompts = draw_prompts(per_skill, "train", rng.randrange(2**31), "written", run.tests)
+    written = [Demonstration(p, write(p, rng), "written") for p in prompts]
+    for name in names:
+        run.sft(name, written)
 
 
 def collect(run: Run, name: str, policies: tuple[str, str], prompts: Sequence[Prompt]) -> list[PreferencePair]:

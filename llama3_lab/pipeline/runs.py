@@ -97,13 +97,14 @@ class Run:
     def sft(
         self, name: str, rows: Sequence[Demonstration], how: Sft | None = None, parent: str = BASE
     ) -> Checkpoint:
-        """Return the base finetuned on demonstrations; or another policy, whose special rows then stay as they are.
+        """Return the base finetuned on demonstrations; or another policy, of which LoRA alone then trains, as in DPO.
 
         how: other settings than the profile's, its seed taken as it stands; without, the stage has its own seed.
         """
         full = how or self.fit(self.profile.sft, name)
         full = full if parent == BASE else replace(full, special_rows=False)
-        train = partial(train_sft, self.path(parent), rows, full, settings=self.profile.model)
+        train = partial(train_sft, self.path(parent), rows, full, settings=self.profile.model,
+                        embeddings=parent == BASE)  # fmt: skip
         return self._keep(name, parent, _digest(rows, how), train)
 
     def reward(self, name: str, rows: Sequence[PreferencePair], how: Reward | None = None) -> Checkpoint:

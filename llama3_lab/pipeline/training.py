@@ -57,17 +57,19 @@ METRICS = {
     "implicit accuracy": "rewards/accuracies", "chosen logp": "logps/chosen", "rejected logp": "logps/rejected",
     "chosen reward": "rewards/chosen", "token accuracy": "mean_token_accuracy",
 }  # fmt: skip
+EMBEDDINGS = ("embed_tokens", "lm_head")
 REWARD_MODULES_TO_SAVE = ("score", "embed_tokens")
 MASKED_IN_DPO = (*LOOK_ALIKES, "<|end_of_text|>")  # headers and ends of turn or text
 
 
 def train_sft(
-    parent: Path, demonstrations: Sequence[Demonstration], how: profiles.Sft, out: Path, settings: profiles.Model
-) -> Training:
+    parent: Path, demonstrations: Sequence[Demonstration], how: profiles.Sft, out: Path, settings: profiles.Model,
+    embeddings: bool = True,
+) -> Training:  # fmt: skip
     """Finetune the pre-trained base on demonstrations: loss on the answer and its <|eot_id|> only (§4.1.3).
 
-    The base's untrained special rows are prepared first, unless `how.special_rows` is off; embeddings and output
-    layer train in full.
+    The base's untrained special rows are prepared first, unless `how.special_rows` is off. `embeddings`: they and
+    the output layer train in full, as a base needs; without, LoRA alone trains, as in DPO.
 
     Raises:
         ValueError: if there is nothing to train on, a row cannot be used, or the loss is not finite.
@@ -83,7 +85,7 @@ def train_sft(
             policy.model, args=SFTConfig(**_arguments(how.fit, out, settings), max_length=None, packing=False,
                                          loss_type="nll", dataset_kwargs={"skip_prepare_dataset": True}),
             train_dataset=Dataset.from_dict(rows.columns), processing_class=policy.tokenizer,
-            peft_config=lora_config(how.lora, "CAUSAL_LM", ("embed_tokens", "lm_head")),
+            peft_config=lora_config(how.lora, "CAUSAL_LM", EMBEDDINGS if embeddings else ()),
             callbacks=[_Progress(_stage(out), "SFT")])  # fmt: skip
     return _finish(trainer, policy.tokenizer, rows, out, started)
 

@@ -60,16 +60,17 @@ skill_gain = predict("03.skill", 0.0, 0.3)  # change me: change of the share of 
 # %% [markdown]
 # ## Round zero
 #
-# `begin` makes the **first policy**: the base, finetuned on written demonstrations. It also makes a sibling with
-# another seed, which later notebooks need. What is there already is kept, and each stage says so. While it works, read
-# on: nothing below depends on how it was done, and the rest of the notebook takes it apart.
+# `first_policies` makes the **first policy**: the base, finetuned on written demonstrations. Then it is measured. What
+# is there already is kept, and each stage says so. While it works, read on: nothing below depends on how it was done,
+# and the rest of the notebook takes it apart.
 
 # %%
 from llama3_lab.pipeline import rounds
 from llama3_lab.pipeline.runs import course_run
 
 run = course_run()
-_ = rounds.begin(run)
+rounds.first_policies(run, ["first"])
+_ = run.scores("first", "first policy", 0)
 
 # %% [markdown]
 # ## Real rows
@@ -433,7 +434,8 @@ views.describe(figure)
 # %%
 from llama3_lab.pipeline import reports
 
-of_base = run.folder.once("scores-base-base", records.PromptScore, list)  # there since `begin`
+run.scores("base", "base, own format", 0, "base")
+of_base = run.rows("base", "base")
 gain = reports.compare("first policy over base", run.rows("first"), of_base, "sampled", "all")
 for skill in ("all", "arithmetic", "programs", "orderings"):
     c = reports.compare(skill, run.rows("first"), of_base, "sampled", skill)

@@ -73,7 +73,7 @@ from llama3_lab.pipeline import measurements, pairs, probes, reports, rounds, sc
 from llama3_lab.pipeline.runs import course_run
 
 run = course_run()
-rounds.begin(run)
+rounds.first_policies(run)
 batch = rounds.collect(run, "batch-0", ("first", "sibling"), rounds.round_prompts(run, [], 0))
 strong = pairs.strong(batch, run.profile.reward.min_strength)
 print(f"{len(batch)} pairs; {len(strong)} rated 'better' or more; {sum(p.edited is not None for p in batch)} edited")

@@ -73,7 +73,7 @@ from llama3_lab.pipeline import demonstrations, measurements, pairs, reports, ro
 from llama3_lab.pipeline.runs import course_run, seed_of
 
 run = course_run()
-rounds.begin(run)
+rounds.first_policies(run)
 batch = rounds.collect(run, "batch-0", ("first", "sibling"), rounds.round_prompts(run, [], 0))
 run.reward("round1-reward", pairs.strong(batch, run.profile.reward.min_strength))
 prompts = rounds.round_prompts(run, [], 1)
@@ -140,8 +140,8 @@ def keep(judged, rule, rng):
 # %% [markdown]
 # ### The same as the package
 #
-# The package's `select` knows three of these rules, and `select_at_random` makes the control: **as many answers, to
-# the same prompts, by lot**. Same answers, same seed, same rows?
+# The package's `select` knows five of these rules; the sixth is in `select_at_random`, which makes the control: **as
+# many answers, to the same prompts, by lot**. Same answers, same seed, same rows?
 
 # %% tags=["nbval-check-output"]
 from random import Random
@@ -153,9 +153,13 @@ seed = seed_of(run.profile, "round1")
 def rows_of(kept, rule):
     return [Demonstration(j.candidate.prompt, j.candidate.text, rule) for j in kept]
 
-for mine, theirs in (("both", "checker and reward"), ("reward", "reward"), ("checker", "checker")):
+for mine in ("both", "reward", "checker", "either", "strict"):
+    theirs = "checker and reward" if mine == "both" else mine
     rows = rows_of(keep(judged, mine, Random(f"select-{seed}")), theirs)
     print(f"{mine:<8} the same as select(…, {theirs!r}): {rows == demonstrations.select(judged, theirs, seed)}")
+like = demonstrations.select(judged, "reward", seed)  # keeps an answer for every prompt
+rows = rows_of(keep(judged, "random", Random(f"random-{seed}")), "random")
+print(f"random   the same as select_at_random(…): {rows == demonstrations.select_at_random(judged, like, seed)}")
 
 # %% [markdown]
 # ## Every rule on the same answers

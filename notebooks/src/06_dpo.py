@@ -72,7 +72,7 @@ from llama3_lab.pipeline import demonstrations, pairs, reports, rounds
 from llama3_lab.pipeline.runs import course_run
 
 run = course_run()
-rounds.begin(run)
+rounds.first_policies(run)
 first_prompts, prompts = rounds.round_prompts(run, [], 0), rounds.round_prompts(run, [], 1)
 older_batch = pairs.strong(rounds.collect(run, "batch-0", ("first", "sibling"), first_prompts), "better")
 run.reward("round1-reward", older_batch)
@@ -505,7 +505,7 @@ score(nats, bare.value, bare.low, bare.high)
 # ## DPO against its control, fresh pairs against older ones
 #
 # A gain over the parent proves little: *any* 25 more steps might give one. So, on the fresh pairs, three runs of as
-# many steps, the same batch size and learning rate, from the same parent:
+# many steps, the same batch size and learning rate, from the same parent, the same LoRA and nothing else trained:
 #
 # - DPO with both parts;
 # - SFT on the **chosen** answers: all of DPO but the rejected side;

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
 Kind = Literal["predict", "implement", "diagnose", "design"]
+PATIENCE = 20.0  # seconds for one check; the slowest right answer takes about two
 KINDS: tuple[Kind, ...] = ("predict", "implement", "diagnose", "design")
 
 
@@ -53,7 +57,8 @@ class Exercise:
 def check(id: str, answer: Any) -> None:
     """Print whether the answer to exercise `id` is right, or a hint; the answer itself is never shown.
 
-    None or ... is no answer yet. An answer that makes the checker fail gets one line, no traceback.
+    None or ... is no answer yet. An answer that makes the checker fail, or runs for more than PATIENCE seconds, gets
+    one line, no traceback.
 
     Raises:
         ValueError: if there is no such exercise.
@@ -63,7 +68,11 @@ def check(id: str, answer: Any) -> None:
         print(f"{id} no answer yet")
         return
     try:
-        key = exercise.grade(answer)
+        with _patience(PATIENCE):
+            key = exercise.grade(answer)
+    except _TooLong:
+        print(f"{id} not yet: after {PATIENCE:g} seconds there was no answer; is there a loop that never ends?")
+        return
     except Exception as error:  # whatever a learner's function does, the notebook goes on
         whose = "your function" if callable(answer) else "the check of your answer"
         print(f"{id} not yet: {whose} raised {type(error).__name__}: {_line(error)}")
@@ -118,6 +127,29 @@ def exercises() -> tuple[Exercise, ...]:
     if twice := sorted({i for i in ids if ids.count(i) > 1}):
         raise ValueError(f"exercise {twice[0]} comes twice")
     return tuple(sorted(found, key=lambda e: (e.id[:2], int(e.id[3:]))))
+
+
+class _TooLong(BaseException):
+    """Raised out of a learner's function; no Exception, so that its own `except Exception` cannot hold it."""
+
+
+@contextmanager
+def _patience(seconds: float) -> Iterator[None]:
+    """Raise _TooLong inside the block after so many seconds; where there are no such alarms, wait."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _dots(n: int) -> str:
