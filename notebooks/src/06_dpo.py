@@ -529,24 +529,28 @@ for name in ("06-fresh", "06-chosen", "06-lot"):
 
 # %%
 WHAT = (("quality", "conversation"), ("sampled", "conversation"), ("sampled", "all"))
+AGAINST = (("06-fresh", "round1-sft"), ("06-chosen", "round1-sft"), ("06-fresh", "06-lot"), ("06-fresh", "06-chosen"),
+           ("06-fresh", "06-both"))  # fmt: skip
 found = {}
-for other in ("round1-sft", "06-lot", "06-chosen", "06-both"):
+for pair in AGAINST:
     for what in WHAT:
-        c = reports.compare(f"over {other}", rows["06-fresh"]["scores"], rows[other]["scores"], *what)
-        print(f"{c.name:<16} {c.skill:<13} {c.metric:<8} {c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}] {c.verdict}")
-        found[other, what] = c
-control = found["06-chosen", WHAT[0]]
+        found[pair, what] = c = reports.compare(" over ".join(pair), *(rows[name]["scores"] for name in pair), *what)
+        print(f"{c.name:<25} {c.skill:<13} {c.metric:<8} {c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}] {c.verdict}")
+control = found[AGAINST[3], WHAT[0]]
 score(gain, control.difference, control.low, control.high)
-assert found["round1-sft", WHAT[0]].low > 0, "DPO on fresh pairs should gain over its parent"
-assert found["06-lot", WHAT[0]].low > 0, "and over as many steps without the choice"
-assert control.low < 0, "DPO should not be shown to beat SFT on the chosen, on open requests"
+assert all(found[pair, WHAT[0]].low > 0 for pair in AGAINST[:3]), "on open requests the first three should be gains"
+assert control.high > 0, "and DPO should not be shown to lose to SFT on the chosen"
 
 # %% [markdown]
-# DPO gains clearly over its parent, and over as many steps without the choice: so it was the choice. But **it is not
-# shown to beat SFT on the chosen answers**, which reads half the tokens. On open requests DPO comes out level or
-# behind (behind in the run recorded here; with a lower learning rate we have seen a tie), and on the checkable skills
-# read the interval: it lies near zero. A result against our hope, and the reason to ask for this control wherever a
-# DPO stage is reported without it.
+# DPO gains clearly over its parent, and over as many steps without the choice: so it was the choice. But **SFT on the
+# chosen answers gains over the parent as well**, at half the tokens read: a good part of what a DPO stage is praised
+# for needs no rejected answer. What pushing the rejected one down adds is the line "over 06-chosen". In the run
+# recorded here it lies above zero on open requests, as with two other training seeds, and near zero on all skills
+# together.
+#
+# And the control has to be the same in all but one thing. Let it train its embeddings and its output layer as well, as a
+# first SFT does, and it comes out level with DPO or ahead of it (three training seeds, `EXPERIMENTS.md`): then the two
+# runs differ in two things, and the comparison answers no question. We had it that way at first.
 #
 # What did each of the four do to the answers that it was not trained on?
 
@@ -560,7 +564,7 @@ apart = changes({"fresh over older": ("06-fresh", "06-both")})
 print(views.describe(figures.figure_changes(apart, "DPO on fresh pairs, against DPO on older ones")))
 dear = [apart[column]["fresh over older"] for column in ("chosen, nats", "chosen's end, nats")]
 assert all(c.low > 0 for c in dear), "older pairs should cost the chosen answers and their ends more"
-assert found["06-both", WHAT[1]].low > 0, "and perfect open answers should be rarer after them"
+assert found[AGAINST[4], WHAT[1]].low > 0, "and perfect open answers should be rarer after them"
 
 # %% [markdown]
 # **Fresh pairs against older ones**, same number, same skills, same settings: after the older ones better answers
@@ -583,8 +587,8 @@ assert found["06-both", WHAT[1]].low > 0, "and perfect open answers should be ra
 #
 # ## What this did not show
 #
-# - That DPO is no better than SFT on the chosen answers at 8B, or with another seed. Our parent was trained briefly,
-#   so that any good answer still teaches it something; a better parent leaves SFT less to do.
+# - That DPO adds as much to SFT on the chosen answers at 8B, or as little. Our parent was trained briefly, so that any
+#   good answer still teaches it something; a better parent leaves SFT less to do.
 # - That masks matter more than the NLL term. Our answers have 20 tokens and one end, so the end weighs much; real
 #   ones have hundreds.
 # - Anything about other training seeds: the intervals are over prompts, with one seed.
