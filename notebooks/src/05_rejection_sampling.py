@@ -117,6 +117,8 @@ for skill in ("orderings", "conversation"):
 
 
 # %% tags=["taught"]
+from random import Random
+
 def keep(judged, rule, rng):
     """Return the answer that a rule keeps for each prompt; none where no answer is admissible."""
     kept = []
@@ -144,22 +146,18 @@ def keep(judged, rule, rng):
 # many answers, to the same prompts, by lot**. Same answers, same seed, same rows?
 
 # %% tags=["nbval-check-output"]
-from random import Random
-
 from llama3_lab.records import CHECKABLE, SKILLS, BestOfK, Demonstration
 
 seed = seed_of(run.profile, "round1")
-
 def rows_of(kept, rule):
     return [Demonstration(j.candidate.prompt, j.candidate.text, rule) for j in kept]
 
-for mine in ("both", "reward", "checker", "either", "strict"):
-    theirs = "checker and reward" if mine == "both" else mine
-    rows = rows_of(keep(judged, mine, Random(f"select-{seed}")), theirs)
-    print(f"{mine:<8} the same as select(…, {theirs!r}): {rows == demonstrations.select(judged, theirs, seed)}")
-like = demonstrations.select(judged, "reward", seed)  # keeps an answer for every prompt
-rows = rows_of(keep(judged, "random", Random(f"random-{seed}")), "random")
-print(f"random   the same as select_at_random(…): {rows == demonstrations.select_at_random(judged, like, seed)}")
+theirs = {rule: demonstrations.select(judged, "checker and reward" if rule == "both" else rule, seed)
+          for rule in ("both", "reward", "checker", "either", "strict")}  # fmt: skip
+theirs["random"] = demonstrations.select_at_random(judged, theirs["reward"], seed)
+for rule, rows in theirs.items():
+    mine = rows_of(keep(judged, rule, Random(f"{'random' if rule == 'random' else 'select'}-{seed}")), rows[0].rule)
+    print(f"{rule:<8} the same as the package's: {mine == rows}")
 
 # %% [markdown]
 # ## Every rule on the same answers
