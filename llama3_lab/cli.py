@@ -1,4 +1,4 @@
-"""`llama3-lab doctor | run | report`: the loop from the command line.
+"""`llama3-lab doctor | run | report | claims | plan`: the loop from the command line.
 
 Mistakes cost one line on standard error and exit code 2; Ctrl-C costs one line and 130. With
 LLAMA3_LAB_DEBUG=1 the traceback is shown. Nothing heavy is imported before a command needs it.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llama3_lab import __version__
+from llama3_lab.commands import claims, plan
 from llama3_lab.disk import refuse_place
 from llama3_lab.profiles import PROFILES, Profile, get_profile, override
 from llama3_lab.records import RunReport
@@ -74,7 +75,7 @@ def _settings(part: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def _parser() -> argparse.ArgumentParser:
     parser = _OneLine(prog="llama3-lab", description="The post-training loop of Llama 3, small enough to run.")
     parser.add_argument("--version", action="version", version=f"llama3-lab {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="doctor | run | report")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="doctor | run | report | claims | plan")
 
     doctor = commands.add_parser("doctor", help="is this machine ready? PASS, WARN or FAIL, and what to do")
     doctor.add_argument("--profile", default="tiny", metavar="NAME", help=f"one of {', '.join(PROFILES)}")
@@ -94,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write the page of a finished run again, and show its table")
     report.add_argument("folder", type=Path, metavar="FOLDER", help="a run's folder")
     report.set_defaults(do=_report)
+    claims.add(commands)
+    plan.add(commands)
     return parser
 
 

@@ -10,6 +10,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llama3_lab.paper.facts import fact
+
 
 @dataclass(frozen=True)
 class Model:
@@ -106,8 +108,8 @@ class Dpo:
 
     fit: Fit = field(default_factory=lambda: Fit(learning_rate=1e-3, max_steps=40))
     lora: Lora = field(default_factory=Lora)
-    beta: float = 0.1
-    nll_weight: float = 0.2
+    beta: float = field(default_factory=lambda: float(fact("dpo.beta").value))
+    nll_weight: float = field(default_factory=lambda: float(fact("dpo.nll_weight").value))
     mask_special: bool = True
     pairs: int = 1600  # comparisons a round at the most, for DPO: the newest batch only
     runs: int = 2

@@ -158,17 +158,28 @@ def wait_for_another(box, before: str) -> str:
 
 
 def operate(box) -> list[str]:
-    """Move a widget's control through all its positions with the arrow keys; return what each one shows."""
+    """Move each of a widget's controls through all its positions with the arrow keys; return what each one shows.
+
+    Where rows can be opened, the first one is, with Enter.
+    """
     box.scroll_into_view_if_needed()
-    texts = [shown(box)]
-    control = box.get_by_role("slider").first
-    positions = round(float(control.get_attribute("aria-valuemax"))) + 1
-    control.focus()
-    expect(control).to_be_focused()
-    for _ in range(positions - 1):
-        control.press("ArrowRight")
-        texts.append(wait_for_another(box, texts[-1]))
-    assert len(texts) == positions >= 2
+    texts = []
+    for control in box.get_by_role("slider").all():
+        texts.append(shown(box))
+        positions = round(float(control.get_attribute("aria-valuemax"))) + 1
+        assert positions >= 2
+        control.focus()
+        expect(control).to_be_focused()
+        for _ in range(positions - 1):
+            control.press("ArrowRight")
+            texts.append(wait_for_another(box, texts[-1]))
+        if box.get_by_role("slider").count() > 1:
+            control.press("Home")
+            wait_for_another(box, texts[-1])
+    rows = box.locator("details")
+    if rows.count():
+        rows.first.locator("summary").press("Enter")
+        assert rows.first.evaluate("e => e.open"), "Enter does not open a row"
     return texts
 
 

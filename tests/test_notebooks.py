@@ -16,7 +16,7 @@ from nbformat.v4 import new_output
 from llama3_lab.course import exercises
 
 STEMS = sorted({p.stem for p in [*NOTEBOOKS.glob("*.ipynb"), *NOTEBOOKS.glob("src/*.py")]})
-LESSONS = [s for s in STEMS if s[:2] >= "03"]  # the stages; 00 to 02 come before there is anything to exercise
+LESSONS = [s for s in STEMS if s[:2] != "00"]  # 00 is the map
 SECTIONS = ("You will be able to", "Predict first", "At 8B", "What this did not show", "Exercises", "Recap")
 SOURCE = "# %% [markdown]\n# # Title\n\n# %%\n1 + 1\n\n# %% tags=[\"taught\"]\nprint(2)\n"
 

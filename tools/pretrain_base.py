@@ -197,7 +197,8 @@ def evaluate(out: Path, per_skill: int = 200, samples: int = 16) -> str:
 
 CARDS = """# Cards: what every file under data/ is, and its digest
 
-Everything here was made by this project's own code from a seed; nothing was downloaded.
+Weights and runs were made by this project's own code from a seed; nothing was downloaded. The figures in paper/ are
+other people's, each with its place.
 
 ## tiny_base
 
@@ -213,6 +214,12 @@ Everything here was made by this project's own code from a seed; nothing was dow
 Recorded reports of real runs (`llama3-lab run`, then `python tools/record_runs.py`): one JSON file a run,
 as `RunReport` in records.py; pooled.jsonl compares stages over the seeds, one `Comparison` a line. Licence: Apache-2.0.
 
+## paper
+
+Figures of "The Llama 3 Herd of Models" (Meta, arXiv:2407.21783) and of model cards: facts.yaml says of each where it
+stands and how it was checked; claims.yaml holds a field report's claims in our own words, with verdicts. A figure is
+nobody's; the words and the arrangement are this project's. Licence: Apache-2.0.
+
 ## Files
 
 | file | bytes | sha256 |
@@ -222,10 +229,10 @@ as `RunReport` in records.py; pooled.jsonl compares stages over the seeds, one `
 
 
 def write_cards(out: Path) -> None:
-    """Write CARDS.md: size and sha256 of each file of the base, and of the recorded runs beside it."""
+    """Write CARDS.md: size and sha256 of each file of the base, and of all that lies in the folders beside it."""
     summary = json.loads((out / "settings.json").read_text())
-    folders = [folder for folder in (out, out.parent / "runs") if folder.is_dir()]
-    files = [f for folder in folders for f in sorted(folder.iterdir()) if f.is_file()]
+    folders = [out, *sorted(f for f in out.parent.iterdir() if f.is_dir() and f != out)]
+    files = [f for folder in folders for f in sorted(folder.rglob("*")) if f.is_file()]
     rows = [
         f"| {f.relative_to(out.parent)} | {f.stat().st_size} | {hashlib.sha256(f.read_bytes()).hexdigest()} |"
         for f in files

@@ -8,7 +8,8 @@ widget would show first, as text.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -17,7 +18,17 @@ import ipywidgets as w
 from llama3_lab.course.views import ReportFigure
 from llama3_lab.records import SampleAnswer
 
-Shown = str | ReportFigure | tuple[str, ReportFigure]
+
+@dataclass(frozen=True)
+class Page:
+    """What is shown in three ways. text: in a terminal; html: in a widget; markdown: on a page without a kernel."""
+
+    text: str
+    html: str
+    markdown: str
+
+
+Shown = str | ReportFigure | tuple[str, ReportFigure] | Page
 PRE = ("margin:0;white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;line-height:1.35;"
        "font-family:var(--jp-code-font-family,monospace)")  # fmt: skip
 # A position's name is shown whole; left alone, Jupyter cuts it at about 20 letters.
@@ -25,40 +36,51 @@ READOUT = "<style>.llama3-lab-explorer .widget-readout{min-width:max-content;max
 
 
 class Explorer(w.VBox):
-    """A control above, what it shows below; as plain text, the first thing it shows."""
+    """Controls above, what they show below; as plain text, the first thing that they show."""
 
-    def __init__(self, control: w.Widget, show: Callable[[Any], Shown], what: str) -> None:
-        self.control, self.text = control, w.HTML()
+    def __init__(self, controls: Sequence[w.Widget], show: Callable[..., Shown], what: str) -> None:
+        self.controls, self.control, self.text = tuple(controls), controls[0], w.HTML()
         self._show, self._what, self._made = show, what, {}  # type: ignore[var-annotated]
-        super().__init__([control, self.text])
+        super().__init__([*controls, self.text])
         self.add_class("llama3-lab-explorer")  # by which a page, or a test, finds it
-        control.observe(self._update, names="index")
+        for control in controls:
+            control.observe(self._update, names="index")
         self._first = self._update()
 
-    def _update(self, _: object = None) -> str:
-        """Show what belongs to the control's position, and return it as plain text."""
-        at = self.control.index
+    def _update(self, _: object = None) -> tuple[str, str]:
+        """Show what belongs to the controls' positions, and return it as plain text and as Markdown."""
+        at = tuple(control.index for control in self.controls)
         if at not in self._made:
-            self._made[at] = _parts(self._show(self.control.value))
-        plain, page = self._made[at]
+            self._made[at] = _parts(self._show(*(control.value for control in self.controls)))
+        plain, page, markdown = self._made[at]
         self.text.value = READOUT + page
-        return plain
+        return plain, markdown
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        bundle = dict(super()._repr_mimebundle_(**kwargs))
-        bundle["text/plain"] = f"[{self._what}; moves where there is a kernel. It begins with:]\n{self._first}"
+        bundle, (plain, markdown) = dict(super()._repr_mimebundle_(**kwargs)), self._first
+        bundle["text/plain"] = f"[{self._what}; moves where there is a kernel. It begins with:]\n{plain}"
+        if markdown:
+            bundle["text/markdown"] = markdown
         return bundle
 
 
-def explore(label: str, options: Sequence[Any], show: Callable[[Any], Shown]) -> Explorer:
+def explore(label: str, options: Sequence[Any], show: Callable[..., Shown],
+            more: Mapping[str, Sequence[Any]] | None = None) -> Explorer:  # fmt: skip
     """Return a slider over `options` and, below it, what `show` says about the chosen one.
 
     options: values, or (label, value) pairs. show(value) returns text, a figure with its text twin in
-    `.twin`, or both; it should look up what is computed already, and is called once for each value.
+    `.twin`, both, or a Page; it should look up what is computed already, and is called once for each value.
+    more: further sliders, label → options; show gets their values after the first one's.
 
     Raises:
         ValueError: if there are fewer than two options, or a figure has no text twin.
     """
+    made = [_slider(*each) for each in ((label, options), *(more or {}).items())]
+    return Explorer([slider for slider, _ in made], show, "; ".join(told for _, told in made))
+
+
+def _slider(label: str, options: Sequence[Any]) -> tuple[w.Widget, str]:
+    """Return a slider, and what a page without a kernel says of it."""
     if len(options) < 2:
         raise ValueError(f"{label}: {len(options)} options; a slider needs two or more")
     pairs = [o if isinstance(o, tuple) and len(o) == 2 else (str(o), o) for o in options]
@@ -66,7 +88,7 @@ def explore(label: str, options: Sequence[Any], show: Callable[[Any], Shown]) ->
         options=[(str(name), value) for name, value in pairs], description=label, continuous_update=True,
         style={"description_width": "initial"}, layout=w.Layout(width="min(100%, 40em)"),
     )  # fmt: skip
-    return Explorer(slider, show, f"slider “{label}”: {', '.join(str(name) for name, _ in pairs)}")
+    return slider, f"slider “{label}”: {', '.join(str(name) for name, _ in pairs)}"
 
 
 def browse_answers(answers: Sequence[SampleAnswer]) -> Explorer:
@@ -87,8 +109,10 @@ def _before_and_after(a: SampleAnswer) -> str:
     )
 
 
-def _parts(shown: Shown) -> tuple[str, str]:
-    """Return what is shown as plain text and as HTML, figures as images whose alternative text is their twin."""
+def _parts(shown: Shown) -> tuple[str, str, str]:
+    """Return what is shown as plain text, as HTML and, of a Page, as Markdown; figures are images with their twin."""
+    if isinstance(shown, Page):
+        return shown.text, shown.html, shown.markdown
     text, figure = shown if isinstance(shown, tuple) else (shown, None) if isinstance(shown, str) else ("", shown)
     plain, page = [text] if text else [], f'<pre style="{PRE}">{escape(text)}</pre>' if text else ""
     if figure is not None:
@@ -97,4 +121,4 @@ def _parts(shown: Shown) -> tuple[str, str]:
         data = base64.b64encode(figure._repr_png_()).decode()
         page += f'<img alt="{escape(figure.twin)}" src="data:image/png;base64,{data}" style="max-width:100%">'
         plain.append(figure.twin)
-    return "\n".join(plain), page
+    return "\n".join(plain), page, ""

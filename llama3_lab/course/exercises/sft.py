@@ -9,13 +9,15 @@ from random import Random
 from typing import Any
 
 from llama3_lab.course.exercises import Exercise
+from llama3_lab.paper.architecture import llama3
 
 IGNORED = -100
 TURNS = 6  # of 03.1: three questions, three answers
 DIAGNOSES = ("sound", "two beginnings", "wrong end", "end not learned", "prompt learned")  # of 03.4
 MUSEUM = ("A", "B", "C", "D", "E")
 # Features in and out of the linear layers of one Llama 3 8B block, and its blocks: Table 3 of the paper.
-WIDTH, NARROW, FFN, BLOCKS, RANK = 4096, 8 * 128, 14336, 32, 16
+_8B, RANK = llama3("8b"), 16
+WIDTH, NARROW, FFN, BLOCKS = _8B.width, _8B.kv_heads * _8B.head_dim, _8B.ffn, _8B.layers
 LAYERS_8B = {"q": (WIDTH, WIDTH), "k": (WIDTH, NARROW), "v": (WIDTH, NARROW), "o": (WIDTH, WIDTH),
              "gate": (WIDTH, FFN), "up": (WIDTH, FFN), "down": (FFN, WIDTH)}  # fmt: skip
 BUDGET, APART = 100, (10, 2)  # of 03.6: optimizer steps in all; factors that make a difference worth measuring
@@ -195,8 +197,9 @@ EXERCISES = (
          "rank": "You counted rank 1; each factor has 16 rows or columns.",
          "whole": "Those are the layers themselves, which are frozen.",
          "far": "From I to O features, 16 × (I + O) adapter parameters; a block has 7 layers, and there are 32."},
-        "Half a percent of the model. Its embeddings and output layer, trained whole, would be 2 × 128,256 × 4,096 = "
-        "1.05 billion more: one more reason to mend rows rather than to train whole tables.",
+        "Half a percent of the model. Its embeddings and output layer, trained whole, would be "
+        f"2 × {_8B.vocabulary:,} × {WIDTH:,} = {2 * _8B.vocabulary * WIDTH / 1e9:.2f} billion more: one more reason to "
+        "mend rows rather than to train whole tables.",
     ),
     Exercise(
         "03.3", "implement", "Labels for a chat of many turns", 2, 3, 10, 2, _labels,
