@@ -1,4 +1,4 @@
-"""FLOPs are those that torch counts; hours, energy and money follow; the paper's figures are recomputed from its own."""
+"""FLOPs are those that torch counts; hours, energy and money follow; the paper's figures are computed from its own."""
 
 from dataclasses import replace
 
@@ -115,7 +115,8 @@ def test_metas_machine_is_the_papers():
 
 @pytest.mark.parametrize(
     ("call", "words"),
-    [(lambda: scale.forward_flops(SMALL, 0), "a row of 0 tokens"), (lambda: scale.decode_flops(SMALL, 0), "context of 0"),
+    [(lambda: scale.forward_flops(SMALL, 0), "a row of 0 tokens"),
+     (lambda: scale.decode_flops(SMALL, 0), "context of 0"),
      (lambda: scale.mfu(1200, 989), "between 0 and its peak"), (lambda: scale.mfu(-1, 989), "between 0 and its peak"),
      (lambda: scale.gpu_hours(1e20, 0), "above 0"), (lambda: scale.gpu_hours(1e20, 4, 1.1), r"share in \(0, 1]"),
      (lambda: scale.achieved_tflops(1e20, 0), "more than 0"), (lambda: scale.bill(-1.0, MACHINE), "-1.0 FLOPs"),

@@ -1,6 +1,6 @@
 """The isoFLOP experiment: tiny Llamas of several sizes, each trained until the same number of FLOPs is spent.
 
-    python tools/isoflop.py          # the grid and its exam, a quarter of an hour on two cores; writes data/runs/isoflop*.jsonl
+    python tools/isoflop.py          # the grid and its exam, ten to fifteen minutes on two cores; writes data/runs/
     python tools/isoflop.py --tune   # before it: the learning rates, about two minutes; kept in the same files
     python tools/isoflop.py --budgets 1e11 --seeds 1 --out /somewhere   # a trial
 

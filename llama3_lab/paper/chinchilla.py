@@ -69,7 +69,8 @@ def fit(parameters: Any, tokens: Any, losses: Any, delta: float = DELTA, exponen
     ends.sort(key=lambda end: end[1])
     reached = sum(value <= ends[0][1] * 1.001 for _, value in ends)
     theta, low = min((_polish(table, theta, delta) for theta, _ in ends[:FINALISTS]), key=lambda end: end[1])
-    return Fit(table.surface(theta), low, len(table.log_l), len(ends), reached, *_mixed(table, theta), _idle(table, theta))
+    kept = (*_mixed(table, theta), _idle(table, theta))
+    return Fit(table.surface(theta), low, len(table.log_l), len(ends), reached, *kept)
 
 
 # -- how sure

@@ -88,6 +88,7 @@ print(f"{len(prompts)} prompts, {len(judged):,} answers, {sum(j.candidate.n_toke
 
 # %%
 from collections import Counter
+from random import Random
 
 groups, K = demonstrations.by_prompt(judged), run.profile.sampling.k
 for skill in ("orderings", "conversation"):
@@ -117,8 +118,6 @@ for skill in ("orderings", "conversation"):
 
 
 # %% tags=["taught"]
-from random import Random
-
 def keep(judged, rule, rng):
     """Return the answer that a rule keeps for each prompt; none where no answer is admissible."""
     kept = []

@@ -548,9 +548,9 @@ assert control.high > 0, "and DPO should not be shown to lose to SFT on the chos
 # recorded here it lies above zero on open requests, as with two other training seeds, and near zero on all skills
 # together.
 #
-# And the control has to be the same in all but one thing. Let it train its embeddings and its output layer as well, as a
-# first SFT does, and it comes out level with DPO or ahead of it (three training seeds, `EXPERIMENTS.md`): then the two
-# runs differ in two things, and the comparison answers no question. We had it that way at first.
+# And the control has to be the same in all but one thing. Let it train its embeddings and its output layer as well,
+# as a first SFT does, and it comes out level with DPO or ahead of it (three training seeds, `EXPERIMENTS.md`): then
+# the two runs differ in two things, and the comparison answers no question. We had it that way at first.
 #
 # What did each of the four do to the answers that it was not trained on?
 
