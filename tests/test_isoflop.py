@@ -252,3 +252,19 @@ def test_held_out_text_is_not_trained_on():
     trained = {text for seed in (1000, 1001, 1002) for text in documents(2000, seed)}
     fresh = list(documents(300, 7))
     assert sum(text in trained for text in fresh) / len(fresh) < 0.05
+
+
+def test_one_thread_is_for_a_while_only_even_if_something_fails():
+    import torch
+
+    from llama3_lab.pipeline.pretraining import one_thread
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError, match="mine"), one_thread():
+            assert torch.get_num_threads() == 1
+            raise RuntimeError("mine")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -75,6 +77,20 @@ def small_llama(width: int, layers: int, heads: int) -> Architecture:
     return Architecture(layers, width, 3 * width, heads, kv_heads, width // heads, vocabulary, tied=True)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread here: on models this small a second one mostly waits, and on a busy machine for long."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def pretrain(architecture: Architecture, budget: float, how: Recipe, held_out: torch.Tensor) -> Trained:
     """Train a new model until `budget` FLOPs are spent, and measure it on `held_out` rows, shape (rows, row + 1)."""
     import torch
