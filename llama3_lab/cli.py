@@ -1,4 +1,4 @@
-"""`llama3-lab doctor | run | report | claims | plan`: the loop from the command line.
+"""`llama3-lab doctor | run | report | claims | plan | export | chat`: the loop from the command line.
 
 Mistakes cost one line on standard error and exit code 2; Ctrl-C costs one line and 130. With
 LLAMA3_LAB_DEBUG=1 the traceback is shown. Nothing heavy is imported before a command needs it.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llama3_lab import __version__
-from llama3_lab.commands import claims, plan
+from llama3_lab.commands import claims, export, plan
 from llama3_lab.disk import refuse_place
 from llama3_lab.profiles import PROFILES, Profile, get_profile, override
 from llama3_lab.records import RunReport
@@ -33,7 +33,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "pairs": (1, math.inf), "edit_share": (0, 1), "beta": (1e-9, math.inf), "nll_weight": (0, math.inf),
     "runs": (1, 100), "samples": (1, 4096), "base_samples": (1, 4096), "best_of_k": (1, 4096),
     "best_of_k_prompts": (1, math.inf), "margins": (0, math.inf),
-    "more_for_unsolved": (0, 100), "adam_beta2": (0, 0.99999), "preference_prompts": (4, math.inf),
+    "requests": (12, math.inf), "test_requests": (12, math.inf), "threshold": (0, 1), "examples": (1, math.inf),
+    "max_fpr": (0, 1), "more_for_unsolved": (0, 100), "adam_beta2": (0, 0.99999), "preference_prompts": (4, math.inf),
 }  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def _settings(part: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def _parser() -> argparse.ArgumentParser:
     parser = _OneLine(prog="llama3-lab", description="The post-training loop of Llama 3, small enough to run.")
     parser.add_argument("--version", action="version", version=f"llama3-lab {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="doctor | run | report | claims | plan")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="doctor | run | report | claims | plan | export")
 
     doctor = commands.add_parser("doctor", help="is this machine ready? PASS, WARN or FAIL, and what to do")
     doctor.add_argument("--profile", default="tiny", metavar="NAME", help=f"one of {', '.join(PROFILES)}")
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(do=_report)
     claims.add(commands)
     plan.add(commands)
+    export.add(commands)
     return parser
 
 

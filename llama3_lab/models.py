@@ -23,8 +23,8 @@ from llama3_lab.world.corpus import base_text
 
 __all__ = [
     "Policy", "RewardModel", "answer_logprobs", "encode_answers", "encode_prompt", "load_policy", "load_reward_model",
-    "lora_config", "new_reward_model", "pad_rows", "prepare_special_rows", "quiet", "stop_ids", "token_logprobs",
-    "untrained_ids",
+    "lora_config", "new_reward_model", "pad_rows", "plain_ids", "prepare_special_rows", "quiet", "stop_ids",
+    "token_logprobs", "untrained_ids",
 ]  # fmt: skip
 Style = Literal["chat", "base"]
 EncodedRow = tuple[list[int], list[int]]  # token ids of a prompt and of an answer
@@ -180,14 +180,29 @@ def quiet() -> Iterator[None]:
 def encode_prompt(tokenizer: Any, prompt_text: str, style: Style = "chat") -> list[int]:
     """Return a prompt's token ids, begin-of-text first, up to where the answer begins.
 
-    chat: the template with the assistant's header. base: the corpus's "Q:" and "A:" form.
+    chat: the template with the assistant's header. base: the corpus's "Q:" and "A:" form. A special token's text in
+    the prompt is data: "<|eot_id|>" there is encoded letter by letter (`plain_ids`) and ends no turn.
     """
-    if style == "chat":
-        messages = [{"role": "user", "content": prompt_text}]
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     if style == "base":
-        return [tokenizer.bos_token_id, *tokenizer(base_text(prompt_text, ""), add_special_tokens=False).input_ids]
-    raise ValueError(f"style is {style!r}; use 'chat' or 'base'")
+        return [tokenizer.bos_token_id, *plain_ids(tokenizer, base_text(prompt_text, ""))]
+    if style != "chat":
+        raise ValueError(f"style is {style!r}; use 'chat' or 'base'")
+
+    def template(text: str, tokenize: bool) -> Any:
+        return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True,
+                                             tokenize=tokenize, return_dict=False)  # fmt: skip
+
+    if not any(token.content in prompt_text for token in tokenizer.added_tokens_decoder.values()):
+        return template(prompt_text, True)
+    before, after = template("\x00", False).split("\x00")
+    content = template(prompt_text, False).removeprefix(before).removesuffix(after)  # as the template trims it
+    opening, closing = (list(tokenizer(part, add_special_tokens=False).input_ids) for part in (before, after))
+    return [*opening, *plain_ids(tokenizer, content), *closing]
+
+
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return the ids of what a person wrote: "<|eot_id|>" in it is text like any other, never a special token."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
 
 
 def encode_answers(tokenizer: Any, texts: Sequence[str], style: Style = "chat") -> list[list[int]]:

@@ -116,6 +116,45 @@ class Dpo:
 
 
 @dataclass(frozen=True)
+class Guarding:
+    """The guard (§5.4.7). path: a folder, or a hub id such as meta-llama/Llama-Guard-3-8B.
+
+    scheme: which categories it is asked about: "toy", the small world's eight, or "8B" or "1B", Llama Guard 3's.
+    threshold: a score from here on is unsafe; 0 takes the one that was chosen on validation when the guard was
+    trained (guard.json beside its weights; 0.5 where there is none).
+    """
+
+    path: str = "data/tiny_guard"
+    scheme: Literal["toy", "8B", "1B"] = "toy"
+    threshold: float = 0.0
+    fit: Fit = field(default_factory=lambda: Fit(learning_rate=4e-3, max_steps=200, max_length=400, warmup_steps=10))
+    lora: Lora = field(default_factory=Lora)
+    examples: int = 6400
+    max_fpr: float = 0.03  # on validation, when the threshold is chosen
+
+
+@dataclass(frozen=True)
+class Safety:
+    """Safety inside the loop (§5.4). Each part can be switched off, to see what it does.
+
+    on: all of it. written: refusals and help written by annotators, in SFT. filter: the guard takes unsafe
+    candidates out before selection. pairs: safety pairs in DPO. held_out: the wording that no training sees.
+    requests: safety requests a round, half of them hazards; also as many, all helped with, for the first policy.
+    k: answers to each. test_requests: hazards in known wordings, as many look-alikes, a fifth in the held-out wording.
+    """
+
+    on: bool = True
+    written: bool = True
+    filter: bool = True
+    pairs: bool = True
+    held_out: str = "encoding"
+    requests: int = 480
+    k: int = 4
+    test_requests: int = 600
+    guard: Guarding = field(default_factory=Guarding)
+
+
+@dataclass(frozen=True)
 class EvaluationPlan:
     """How checkpoints are measured: greedy once, and `samples` answers at temperature 1."""
 
@@ -142,6 +181,7 @@ class Profile:
     reward: Reward = field(default_factory=Reward)
     dpo: Dpo = field(default_factory=Dpo)
     evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
+    safety: Safety = field(default_factory=Safety)
 
 
 TINY = Profile()
@@ -154,6 +194,8 @@ COURSE = dataclasses.replace(
     reward=dataclasses.replace(TINY.reward, fit=dataclasses.replace(TINY.reward.fit, max_steps=40), pairs=480),
     dpo=dataclasses.replace(TINY.dpo, fit=dataclasses.replace(TINY.dpo.fit, max_steps=25), pairs=480, runs=1),
     evaluation=dataclasses.replace(TINY.evaluation, base_samples=4, best_of_k_prompts=30, split="validation"),
+    # Lessons 03 to 06 and 08 are about helpfulness; 07 adds safety to their run, stage by stage.
+    safety=dataclasses.replace(TINY.safety, on=False, requests=240, test_requests=200),
 )  # fmt: skip
 PROFILES = {"tiny": TINY, "course": COURSE}
 

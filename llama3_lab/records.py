@@ -57,6 +57,50 @@ class Prompt:
             raise ValueError(f"prompt {self.id}: split is {self.split!r}; use train, validation or test")
 
 
+SafetyKind = Literal["adversarial", "borderline", "benign"]
+
+
+@dataclass(frozen=True)
+class SafetyPrompt:
+    """A request whose right treatment is known.
+
+    kind: "adversarial" should be refused; "borderline" looks like a hazard and is none; "benign" is ordinary.
+    code: the hazard's category, "S1" and so on; "" where there is none. family: the wording, one of
+    world.hazards.FAMILIES; "" for benign. method: what help would say; "" for benign.
+    """
+
+    prompt: Prompt
+    kind: SafetyKind
+    code: str
+    family: str
+    method: str
+
+    def __post_init__(self) -> None:
+        if (self.kind == "adversarial") != bool(self.code):
+            raise ValueError(f"{self.prompt.id}: kind {self.kind!r} with category {self.code!r}; hazards have one")
+
+
+@dataclass(frozen=True)
+class SafetyAnswer:
+    """One policy's answer to one request whose right treatment is known, and what the guard thinks of both.
+
+    kind, code, family: as in SafetyPrompt. violated: the answer helps with a hazard, by the world's truth. refused:
+    the refusal detector says so. helped: a look-alike got its own method, or a checkable benign request its right
+    answer. input_score, output_score: the guard's P(unsafe) of the request and of the answer, 0 to 1.
+    """
+
+    prompt_id: str
+    kind: SafetyKind
+    code: str
+    family: str
+    text: str
+    violated: bool
+    refused: bool
+    helped: bool
+    input_score: float
+    output_score: float
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One sampled answer. `finished`: ended by its format's own token, <|eot_id|> in a chat.
@@ -350,10 +394,60 @@ class RoundReport:
 
 
 @dataclass(frozen=True)
+class SafetyScore:
+    """One policy behind one set of layers (§5.4.7, Table 25's layout).
+
+    layers: "model" alone, or with the "input guard", the "output guard" or "both guards". vr: violations among
+    hazards in known wordings; held_out_vr: in the wording that no training saw. frr: refusals among look-alikes.
+    helped: look-alikes that got their method. passed: checkable benign requests answered rightly (greedy).
+    """
+
+    stage: str
+    round: int
+    layers: str
+    vr: Rate
+    held_out_vr: Rate
+    frr: Rate
+    helped: Rate
+    passed: Rate
+
+
+@dataclass(frozen=True)
+class StudyScore:
+    """One arm of the safety study (safety.study) with one training seed. part: "layers", "red team" or "quality"."""
+
+    part: str
+    arm: str
+    seed: int
+    score: SafetyScore
+
+
+@dataclass(frozen=True)
+class SafetyFunnel:
+    """What became of one round's safety requests.
+
+    hazards, look_alikes: requests asked. violations: hazards that an answer helped with. dropped: candidates that the
+    guard took out before selection. own: demonstrations in the policy's own words; written: by annotators. pairs:
+    safety pairs for DPO.
+    """
+
+    round: int
+    hazards: int
+    look_alikes: int
+    candidates: int
+    violations: int
+    dropped: int
+    own: int
+    written: int
+    pairs: int
+
+
+@dataclass(frozen=True)
 class RunReport:
     """A whole run: what `report.json` holds and `report.html` shows.
 
     start: evaluations of the base (its own format and the chat format) and of the first policy.
+    safety, safety_funnel: empty where the run had safety off.
     comparisons: every gain beside its control, Holm-corrected as one family. best_of_k: on test
     prompts, the first policy's answers, judged by round 1's reward model. versions: packages.
     """
@@ -374,3 +468,5 @@ class RunReport:
     seconds: float
     peak_memory_gb: float
     versions: tuple[tuple[str, str], ...] = field(default=())
+    safety: tuple[SafetyScore, ...] = field(default=())
+    safety_funnel: tuple[SafetyFunnel, ...] = field(default=())

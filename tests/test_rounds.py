@@ -22,7 +22,7 @@ SETTINGS = (
     "rounds=2", "model.threads=1", "data.train_prompts=16", "data.preference_prompts=16", "data.test_per_skill=4",
     "data.demonstrations=32", "sampling.k=3", "sampling.max_new_tokens=40", "sft.max_steps=6", "reward.max_steps=3",
     "reward.pairs=48", "dpo.max_steps=3", "dpo.pairs=48", "evaluation.samples=2", "evaluation.base_samples=2",
-    "evaluation.best_of_k=1,2", "evaluation.best_of_k_prompts=3",
+    "evaluation.best_of_k=1,2", "evaluation.best_of_k_prompts=3", "safety.requests=12", "safety.test_requests=12",
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from random import Random
 from typing import Any
 
 from llama3_lab.models import load_reward_model
-from llama3_lab.pipeline import demonstrations, measurements, pairs, reports
+from llama3_lab.pipeline import demonstrations, measurements, pairs, reports, safety_rounds
 from llama3_lab.pipeline.candidates import sample
 from llama3_lab.pipeline.prompts import draw_prompts, held_out, load_prompts, refuse_leaks
 from llama3_lab.pipeline.runs import BASE, Run, seed_of
@@ -40,6 +40,7 @@ from llama3_lab.records import (
     PromptScore,
     RoundReport,
     RunReport,
+    SafetyScore,
     SampleAnswer,
 )  # fmt: skip
 from llama3_lab.store import RunFolder
@@ -108,6 +109,7 @@ def first_policies(run: Run, names: Sequence[str] = ("first", "sibling")) -> Non
     per_skill = run.profile.data.demonstrations // len(SKILLS)
     prompts = draw_prompts(per_skill, "train", rng.randrange(2**31), "written", run.tests)
     written = [Demonstration(p, write(p, rng), "written") for p in prompts]
+    written += safety_rounds.first_demonstrations(run)
     for name in names:
         run.sft(name, written)
 
@@ -142,7 +144,7 @@ def winners(run: Run, number: int) -> tuple[list[Demonstration], list[Demonstrat
 def round_winners(run: Run, number: int) -> tuple[list[Demonstration], list[Demonstration]]:
     """Return what one round adds to `winners`: its own demonstrations and their control."""
     judged, seed = run.folder.once(f"round{number}-judged", Judged, _not_judged), seed_of(run.profile, f"round{number}")
-    chosen = demonstrations.select(judged, seed=seed)
+    chosen = safety_rounds.safe_winners(run, judged, number)
     return chosen, demonstrations.select_at_random(judged, chosen, seed)
 
 
@@ -157,15 +159,16 @@ def run_round(run: Run, number: int, batches: list[list[PreferencePair]], prompt
     reward = run.reward(f"{r}-reward", strong)
     judged = judge_round(run, number, last, prompts)
     best, lot = winners(run, number)
-    made = [reward, run.sft(f"{r}-sft", best)]
+    safe = safety_rounds.round_demonstrations(run, number, last)  # the control gets them too
+    made = [reward, run.sft(f"{r}-sft", [*best, *safe])]
     evaluations = [run.scores(f"{r}-sft", f"round {number} sft", number)]
     if run.profile.evaluation.control:
-        made.append(run.sft(f"{r}-control", lot))
+        made.append(run.sft(f"{r}-control", [*lot, *safe]))
         evaluations.append(run.scores(f"{r}-control", f"round {number} sft on random", number))
     fresh = preference_prompts(run, number, prompts)
     batches.append(collect(run, f"batch-{number}", (f"{r}-sft", f"{r}-sft"), fresh))
     newest = pairs.strong(batches[-1], run.profile.reward.min_strength)
-    made += run.dpo(f"{r}-policy", f"{r}-sft", newest)
+    made += run.dpo(f"{r}-policy", f"{r}-sft", [*newest, *safety_rounds.round_pairs(run, number, f"{r}-sft")])
     evaluations += [run.scores(f"{r}-dpo-1", f"round {number} dpo", number),
                     run.scores(f"{r}-policy", f"round {number} policy", number)]  # fmt: skip
     counts = count_pairs(batches, len(strong), len(newest))
@@ -188,7 +191,8 @@ def run_round_field_report(
     best = demonstrations.select(judged, seed=seed_of(run.profile, r))
     newest = pairs.from_verdicts(judged, seed=seed_of(run.profile, r))[: run.profile.dpo.pairs]
     batches.append(newest)
-    made = [reward, *run.dpo(f"{r}-policy", last, newest)]
+    safe = safety_rounds.round_pairs(run, number, last)
+    made = [reward, *run.dpo(f"{r}-policy", last, [*newest, *safe])]
     evaluations = [run.scores(f"{r}-policy", f"round {number} policy", number)]
     return report_round(
         run, number, (judged, best), (made, evaluations), count_pairs(batches, len(strong), len(newest))
@@ -268,9 +272,20 @@ def finish(run: Run, start: tuple[Evaluation, ...], rounds: list[RoundReport]) -
         best_of_k=tuple(curves),
         samples=tuple(run.folder.once("sample-answers", SampleAnswer, lambda: before_and_after(run, last))),
         health=tuple(h for t in trained for h in t.health), curves=tuple(c for t in trained for c in t.curves),
+        safety=tuple(safety_of(run, len(rounds))),
+        safety_funnel=tuple(f for r in rounds for f in safety_rounds.safety_funnel(run, r.round)),
         seconds=run.folder.total_seconds(), versions=versions(),
         peak_memory_gb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     )  # fmt: skip
+
+
+def safety_of(run: Run, n_rounds: int) -> list[SafetyScore]:
+    """Return VR and FRR of the first policy and of each round's, alone and behind the guard."""
+    stages = [("first", "first policy", 0)]
+    for i in range(1, n_rounds + 1):
+        stages += [(f"round{i}-sft", f"round {i} sft", i)] if run.profile.order == "paper" else []
+        stages.append((f"round{i}-policy", f"round {i} policy", i))
+    return [s for name, stage, number in stages for s in safety_rounds.safety_scores(run, name, stage, number)]
 
 
 def compare_judges(run: Run) -> list[BestOfK]:

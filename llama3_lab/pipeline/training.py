@@ -6,12 +6,15 @@ and number of threads give the same weights, whatever ran before in the process.
 
 What is set against TRL's defaults, which assume a GPU: no bf16 unless the profile says so, no
 checkpointing, learning rates from the profile. Rows are handed over as token ids.
+
+Under `accelerate launch` (launches.py) each process takes its share of every batch, and only the first writes.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -49,7 +52,7 @@ from llama3_lab.progress import bar
 from llama3_lab.records import Curve, Demonstration, PreferencePair
 from llama3_lab.special_tokens import LOOK_ALIKES
 
-__all__ = ["MaskingCollator", "Training", "read_training", "train_dpo", "train_reward", "train_sft"]
+__all__ = ["MaskingCollator", "Training", "read_training", "train_dpo", "train_guard", "train_reward", "train_sft"]
 # Name in our curves: name in TRL's logs.
 METRICS = {
     "loss": "loss", "preference loss": "loss/preference", "nll": "loss/nll",
@@ -80,12 +83,36 @@ def train_sft(
     if how.special_rows:
         prepare_special_rows(policy.model, policy.tokenizer, how.fit.seed)
     rows = demonstration_rows(policy.tokenizer, demonstrations, how.fit.max_length)
+    return _train_rows(policy, rows, how, out, settings, EMBEDDINGS if embeddings else (), started)
+
+
+def train_guard(policy: Policy, rows: Rows, how: profiles.Sft, out: Path, settings: profiles.Model) -> Training:
+    """Finetune a base as a guard: SFT on questions and their assessments, encoded already (safety.guard; §5.4.7).
+
+    policy: from `safety.guard.new_guard`; its untrained rows are prepared here, unless `how.special_rows` is off.
+    rows: from `safety.guard.guard_rows`; loss on the assessment only.
+
+    Raises:
+        ValueError: if there is nothing to train on, or the loss is not finite.
+    """
+    started = time.perf_counter()
+    _require(rows.columns["input_ids"], out, "conversations")
+    if how.special_rows:
+        prepare_special_rows(policy.model, policy.tokenizer, how.fit.seed)
+    return _train_rows(policy, rows, how, out, settings, EMBEDDINGS, started)
+
+
+def _train_rows(
+    policy: Policy, rows: Rows, how: profiles.Sft, out: Path, settings: profiles.Model, whole: Sequence[str],
+    started: float,
+) -> Training:  # fmt: skip
+    """SFT on encoded rows; the modules named in `whole` train in full beside LoRA."""
     with quiet():
         trainer = _SftTrainer(
             policy.model, args=SFTConfig(**_arguments(how.fit, out, settings), max_length=None, packing=False,
                                          loss_type="nll", dataset_kwargs={"skip_prepare_dataset": True}),
             train_dataset=Dataset.from_dict(rows.columns), processing_class=policy.tokenizer,
-            peft_config=lora_config(how.lora, "CAUSAL_LM", EMBEDDINGS if embeddings else ()),
+            peft_config=lora_config(how.lora, "CAUSAL_LM", whole),
             callbacks=[_Progress(_stage(out), "SFT")])  # fmt: skip
     return _finish(trainer, policy.tokenizer, rows, out, started)
 
@@ -205,7 +232,8 @@ class _InHalves(_Stage):
         rows, args = train_dataset or self.train_dataset, self.args  # type: ignore[attr-defined]
         columns = [rows[name] for name in rows.column_names if name.endswith("_ids")]
         lengths = [max(map(len, row)) for row in zip(*columns, strict=True)]
-        return Halves(lengths, args.per_device_train_batch_size * args.gradient_accumulation_steps, args.data_seed)
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return Halves(lengths, batch, args.data_seed)
 
 
 class _SftTrainer(_InHalves, SFTTrainer): ...
@@ -270,13 +298,14 @@ def _arguments(
 ) -> dict[str, Any]:
     """Return the settings that the three trainers share, each one that matters said out loud."""
     seed = fit.seed if seed is None else seed
-    parts = 2 if halves and fit.per_device_train_batch_size % 2 == 0 else 1
+    share = fit.per_device_train_batch_size // int(os.environ.get("WORLD_SIZE", "1"))
+    parts = 2 if halves and share % 2 == 0 else 1
     bf16 = settings.dtype == "bfloat16"
     return {
         "output_dir": str(out), "seed": seed, "data_seed": seed, "use_cpu": settings.device == "cpu", "bf16": bf16,
         "learning_rate": fit.learning_rate, "max_steps": fit.max_steps, "warmup_steps": fit.warmup_steps,
         "lr_scheduler_type": "linear", "optim": "adamw_torch", "weight_decay": 0.0, "max_grad_norm": 1.0,
-        "adam_beta2": fit.adam_beta2, "per_device_train_batch_size": fit.per_device_train_batch_size // parts,
+        "adam_beta2": fit.adam_beta2, "per_device_train_batch_size": share // parts,
         "gradient_accumulation_steps": parts,
         "gradient_checkpointing": False, "logging_steps": 1, "logging_nan_inf_filter": False, "report_to": [],
         "save_strategy": "no", "eval_strategy": "no", "disable_tqdm": True, "dataloader_num_workers": 0,
@@ -294,11 +323,37 @@ def _sort_modules(file: Path) -> None:
 
 
 def _finish(trainer: Any, tokenizer: Any, rows: Rows, out: Path, started: float) -> Training:
-    """Train, then write the adapter, the merged model and training.json; return the last."""
+    """Train; the first process writes adapter, merged model and training.json; return the last."""
     trainer.remove_callback(PrinterCallback)
     with quiet():
         trainer.train()
-        model = trainer.model
+    _gather(trainer.model)
+    if first := trainer.is_world_process_zero():
+        _write(trainer.model, tokenizer, out)
+    log = [row for row in trainer.state.log_history if "loss" in row]
+    curves = tuple(
+        Curve(_stage(out), name, tuple(row["step"] for row in log), tuple(float(row[key]) for row in log))
+        for name, key in METRICS.items() if log and key in log[0]
+    )  # fmt: skip
+    health = check(_stage(out), curves, rows.cut, rows.answers, "margin" in rows.columns)
+    training = Training(curves, health, round(time.perf_counter() - started, 2), int(log[-1]["num_tokens"]))
+    if first:
+        (out / "training.json").write_text(json.dumps(asdict(training), indent=1) + "\n")
+    trainer.accelerator.wait_for_everyone()
+    return training
+
+
+def _gather(model: Any) -> None:
+    """Put whole parameters in the place of the shards that FSDP2 leaves to each process; all processes take part."""
+    for module in model.modules():
+        for name, shard in list(module.named_parameters(recurse=False)):
+            if hasattr(shard, "full_tensor"):
+                module.register_parameter(name, torch.nn.Parameter(shard.full_tensor().cpu(), shard.requires_grad))
+
+
+def _write(model: Any, tokenizer: Any, out: Path) -> None:
+    """Write the adapter, and the merged model with its tokenizer."""
+    with quiet():
         # The parent's name, not its path: a path of this machine would make equal adapters differ.
         config = model.peft_config["default"]
         config.base_model_name_or_path = Path(config.base_model_name_or_path or "").name
@@ -310,12 +365,3 @@ def _finish(trainer: Any, tokenizer: Any, rows: Rows, out: Path, started: float)
             merged.generation_config.eos_token_id = stop_ids(tokenizer)
         merged.save_pretrained(out)
         tokenizer.save_pretrained(out)
-    log = [row for row in trainer.state.log_history if "loss" in row]
-    curves = tuple(
-        Curve(_stage(out), name, tuple(row["step"] for row in log), tuple(float(row[key]) for row in log))
-        for name, key in METRICS.items() if log and key in log[0]
-    )  # fmt: skip
-    health = check(_stage(out), curves, rows.cut, rows.answers, "margin" in rows.columns)
-    training = Training(curves, health, round(time.perf_counter() - started, 2), int(log[-1]["num_tokens"]))
-    (out / "training.json").write_text(json.dumps(asdict(training), indent=1) + "\n")
-    return training
