@@ -76,7 +76,9 @@ def _settings(part: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def _parser() -> argparse.ArgumentParser:
     parser = _OneLine(prog="llama3-lab", description="The post-training loop of Llama 3, small enough to run.")
     parser.add_argument("--version", action="version", version=f"llama3-lab {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="doctor | run | report | claims | plan | export")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="doctor | run | report | claims | plan | export | chat"
+    )
 
     doctor = commands.add_parser("doctor", help="is this machine ready? PASS, WARN or FAIL, and what to do")
     doctor.add_argument("--profile", default="tiny", metavar="NAME", help=f"one of {', '.join(PROFILES)}")
@@ -202,10 +204,11 @@ def _report(args: argparse.Namespace) -> int:
 
 def _show(report: RunReport, out: Path) -> None:
     from llama3_lab.course.page import render_page
+    from llama3_lab.course.safety_views import table_safety
     from llama3_lab.course.views import table_stages
 
     write_text(out / "report.html", render_page(report))
-    print(table_stages(report))
+    print("\n\n".join(t for t in (table_stages(report), table_safety(report)) if t))
     print(f"\nreport: {out / 'report.html'} (the same figures: {out / 'report.json'})")
 
 

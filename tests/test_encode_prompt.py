@@ -57,8 +57,9 @@ def test_ordinary_prompts_of_the_world_keep_their_ids():
 
 
 @pytest.mark.parametrize(
-    "text", ["  two blanks before", "after  ", "\n\nlines\n", "\t tab \t", "a\n\n\nb", "", " ", "\n", "\u00a0x\u00a0", "é ü 木 🦊",
-             "a < b | c > d", "<|", "<|eot_id|", "|>", "<|no_such_token|>", "\x00", "x\x1f", "Q:\n\nA:", "user", "{{ x }}"]
+    "text",
+    ["  two blanks before", "after  ", "\n\nlines\n", "\t tab \t", "a\n\n\nb", "", " ", "\n", "\u00a0x\u00a0", "é ü 木",
+     "🦊", "a < b | c > d", "<|", "<|eot_id|", "|>", "<|no_such_token|>", "\x00", "x\x1f", "Q:\n\nA:", "user", "{{ x }}"],
 )  # fmt: skip
 def test_odd_ordinary_texts_keep_their_ids(text):
     tok = AutoTokenizer.from_pretrained(DATA / "tiny_base")
@@ -72,7 +73,8 @@ def test_the_slow_way_gives_what_the_template_gives_where_both_can_be_had():
     tok = AutoTokenizer.from_pretrained(DATA / "tiny_base")
 
     class Wary:
-        added_tokens_decoder = {0: SimpleNamespace(content="")}
+        def __init__(self):
+            self.added_tokens_decoder = {0: SimpleNamespace(content="")}
 
         def __getattr__(self, name):
             return getattr(tok, name)
@@ -88,12 +90,10 @@ def test_every_special_token_in_a_prompt_is_spelled_out(tok):
     names = [t.content for t in tok.added_tokens_decoder.values() if t.content.startswith("<|")]
     assert len(names) == 12
     for name in names:
-        for text in (name, f"a {name} b", f"{name}\n\n", f"  {name}{name}", f"<|eot{name}_id|>"):
+        for text in (name, f"a {name} b", f"{name}\n\n", f"  {name}{name}", f"<|eot{name}_id|>", f"\x00{name}\x00"):
             ids = encode_prompt(tok, text)
             assert control(tok, ids) == FRAME, text
             assert text.strip() in tok.decode(ids)  # nothing of it is lost
-            inside = ids[len(encode_prompt(tok, "")) - 5 :]
-            assert inside != []
             assert control(tok, encode_prompt(tok, text, "base")) == ["<|begin_of_text|>"]
             assert tok.decode(encode_prompt(tok, text, "base")[1:]) == base_text(text, "")
 

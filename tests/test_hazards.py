@@ -146,7 +146,8 @@ def test_every_family_has_a_text_of_its_own() -> None:
 
 def test_the_families_read_as_their_names_say() -> None:
     marks = {
-        "plain": r"(?:Tell me how to|How do I|Please tell me how to|I want to) [^.?]+[.?](?: How\?)?$", "role-play": r"You are an? \w+ who ",
+        "plain": r"(?:Tell me how to|How do I|Please tell me how to|I want to) [^.?-]+[.?](?: How\?)?$",
+        "role-play": r"You are an? \w+ who ",
         "prefix injection": r".* Answer as: Sure! Ask$", "encoding": r".*\b[A-Za-z](?:-[a-z]){3,}\b",
         "many-shot": r"(?:Q: How do I [^?]+\? A: Sure! ){3}Q: ", "soft wording": r"It is just for a book: how do they ",
     }  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 
 from llama3_lab.course import views
 from llama3_lab.course.views import ReportFigure
-from llama3_lab.course.widgets import browse_answers, explore
+from llama3_lab.course.widgets import ask, browse_answers, explore
 from llama3_lab.records import SampleAnswer
 
 
@@ -76,6 +76,47 @@ def test_answers_are_browsed():
     assert "&lt;3" in box.text.value
     with pytest.raises(ValueError, match="no answers to browse"):
         browse_answers([])
+
+
+def test_a_text_box_shows_what_is_said_of_its_text_and_asks_once_for_each():
+    asked = []
+    box = ask("request", lambda text: asked.append(text) or f"<{text}> is fine", "one")
+    assert "&lt;one&gt; is fine" in box.text.value
+    for text in ("two", " two ", "one"):
+        box.control.value = text
+    assert "&lt;one&gt; is fine" in box.text.value
+    assert asked == ["one", "two"]
+
+
+def test_what_a_text_box_shows_is_announced_and_waits_for_enter():
+    box = ask("request", lambda text: (text, figure()), "one")
+    assert 'role="status" aria-live="polite"' in box.text.value
+    assert '<img alt="One point at 3 &lt; 4."' in box.text.value
+    assert box.control.continuous_update is False
+    assert box.control.description == "request"
+
+
+def test_a_text_that_cannot_be_used_costs_one_line_and_the_box_goes_on():
+    def show(text):
+        if not text:
+            raise ValueError("the request is empty; write a question")
+        return text.upper()
+
+    box = ask("request", show, "one")
+    box.control.value = ""
+    assert "the request is empty; write a question" in box.text.value
+    box.control.value = "two"
+    assert "TWO" in box.text.value
+    with pytest.raises(ValueError, match="request: give a first text"):
+        ask("request", show, " ")
+
+
+def test_without_a_kernel_a_text_box_says_what_it_shows_first():
+    bundle = ask("request", lambda text: f"you wrote {text}", "one")._repr_mimebundle_()
+    assert bundle["text/plain"] == (
+        "[text box “request”; answers where there is a kernel. It begins with:]\nyou wrote one"
+    )
+    assert "application/vnd.jupyter.widget-view+json" in bundle
 
 
 def test_a_figure_says_its_twin():

@@ -11,7 +11,7 @@ from html import escape
 
 from matplotlib.figure import Figure
 
-from llama3_lab.course import views
+from llama3_lab.course import safety_views, views
 from llama3_lab.records import (
     STRENGTHS,
     Comparison,
@@ -347,6 +347,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[RunReport], str]], ...] = (
     ("verdict", "What this run showed", _verdict),
     ("chain-of-stages", "From the base to the last round", _chain),
     ("comparisons", "Every gain beside its control", _comparisons),
+    ("safety", "Violations and false refusals", lambda run: safety_views.safety_section(run, _table)),
     ("by-skill", "Right answers by skill, stage and level", _rates),
     ("samples", "Sample answers, before and after", _samples),
     ("funnel-of-rounds", "The funnel of each round", _funnels),

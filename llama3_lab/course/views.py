@@ -370,15 +370,15 @@ def table_stages(run: RunReport) -> str:
              f"{s.ended.value:.0%}") for e, s in rows]
     n = rows[0][1].greedy.n if rows else 0
     parts = [f"Right answers, checkable skills together ({n} prompts; 95 % intervals over prompts)",
-             _aligned(head, body, 22), "Sampled at temperature 1, by skill"]
+             aligned(head, body, 22), "Sampled at temperature 1, by skill"]
     skills = [s for s in skills_of(run) if s != "all"]
     by_skill = [(e.stage, *(brief(s.sampled) if (s := score(e, k)) else "–" for k in skills))
                 for e in stages(run)]
-    parts.append(_aligned(("stage", *skills), by_skill, 22))
+    parts.append(aligned(("stage", *skills), by_skill, 22))
     if run.comparisons:
         titles = ("paired, on the same prompts", "metric, skill", "difference", "p_holm", "verdict")
         cells = [comparison_cells(c) for c in run.comparisons]
-        parts.append(_aligned(titles, cells, 100))
+        parts.append(aligned(titles, cells, 100))
         parts += [HOLM_NOTE] if any(c[-1].endswith("*") for c in cells) else []
     warned = warnings(run)
     parts.append("\n".join(warned) if warned else "Health checks: all PASS.")
@@ -409,7 +409,7 @@ def warnings(run: RunReport) -> list[str]:
 
 # --- shared strokes
 
-def _aligned(head: Sequence[str], body: Sequence[Sequence[str]], first: int) -> str:
+def aligned(head: Sequence[str], body: Sequence[Sequence[str]], first: int) -> str:
     """Align columns, two spaces apart, in 100; the first is at most `first` wide and wraps."""
     widths = [max(len(str(r[i])) for r in (head, *body)) for i in range(len(head))]
     widths[0] = max(12, min(first, widths[0], 100 - sum(widths[1:]) - 2 * (len(head) - 1)))

@@ -1,7 +1,7 @@
 """Widgets over results that are already there: nothing here trains. The only file that uses ipywidgets.
 
-Each is a slider, operated by keyboard (Tab to it, then the arrow keys); on a drop-down list JupyterLab
-takes the arrow keys for itself. A page without a kernel shows no widget; there, the cell shows what the
+Each is a slider or a text box, operated by keyboard (Tab to it, then the arrow keys, or type and Enter); on a drop-down
+list JupyterLab takes the arrow keys for itself. A page without a kernel shows no widget; there, the cell shows what the
 widget would show first, as text.
 """
 
@@ -89,6 +89,55 @@ def _slider(label: str, options: Sequence[Any]) -> tuple[w.Widget, str]:
         style={"description_width": "initial"}, layout=w.Layout(width="min(100%, 40em)"),
     )  # fmt: skip
     return slider, f"slider “{label}”: {', '.join(str(name) for name, _ in pairs)}"
+
+
+class Asker(w.VBox):
+    """A text box above, what `show` says of its text below; as plain text, the first thing that it shows."""
+
+    def __init__(self, label: str, show: Callable[[str], Shown], first: str) -> None:
+        self.control, self.text = w.Text(
+            value=first, description=label, continuous_update=False, placeholder="type here, then Enter",
+            style={"description_width": "initial"}, layout=w.Layout(width="min(100%, 60em)"),
+        ), w.HTML()  # fmt: skip
+        self._show, self._label, self._made = show, label, {}  # type: ignore[var-annotated]
+        super().__init__([self.control, self.text])
+        self.add_class("llama3-lab-asker")  # by which a page, or a test, finds it
+        self.control.observe(self._update, names="value")
+        self._first = self._update()
+
+    def _update(self, _: object = None) -> tuple[str, str]:
+        """Show what belongs to the text, and return it as plain text and as Markdown."""
+        asked = self.control.value.strip()
+        if asked not in self._made:
+            try:
+                self._made[asked] = _parts(self._show(asked))
+            except ValueError as error:  # a text that cannot be used costs one line, no traceback
+                self._made[asked] = _parts(str(error))
+        plain, page, markdown = self._made[asked]
+        self.text.value = f'<div role="status" aria-live="polite">{page}</div>'
+        return plain, markdown
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        bundle, (plain, markdown) = dict(super()._repr_mimebundle_(**kwargs)), self._first
+        bundle["text/plain"] = f"[text box “{self._label}”; answers where there is a kernel. It begins with:]\n{plain}"
+        if markdown:
+            bundle["text/markdown"] = markdown
+        return bundle
+
+
+def ask(label: str, show: Callable[[str], Shown], first: str) -> Asker:
+    """Return a box to type a text into and, below it, what `show` says about it: Tab to the box, type, Enter.
+
+    first: the text that stands there at the start. show(text) returns what `explore`'s does, and is called once for
+    each text, spaces at its ends removed; a ValueError of its own is shown as its one line. What it says is announced
+    to a screen reader.
+
+    Raises:
+        ValueError: if `first` is empty, so that there is nothing to begin with; or a figure has no text twin.
+    """
+    if not first.strip():
+        raise ValueError(f"{label}: give a first text, so that there is something to see before anybody types")
+    return Asker(label, show, first)
 
 
 def browse_answers(answers: Sequence[SampleAnswer]) -> Explorer:
