@@ -127,9 +127,9 @@ class Guarding:
     path: str = "data/tiny_guard"
     scheme: Literal["toy", "8B", "1B"] = "toy"
     threshold: float = 0.0
-    fit: Fit = field(default_factory=lambda: Fit(learning_rate=4e-3, max_steps=200, max_length=400, warmup_steps=10))
+    fit: Fit = field(default_factory=lambda: Fit(learning_rate=4e-3, max_steps=400, max_length=400, warmup_steps=10))
     lora: Lora = field(default_factory=Lora)
-    examples: int = 6400
+    examples: int = 12800
     max_fpr: float = 0.03  # on validation, when the threshold is chosen
 
 

@@ -59,7 +59,8 @@ def test_ordinary_prompts_of_the_world_keep_their_ids():
 @pytest.mark.parametrize(
     "text",
     ["  two blanks before", "after  ", "\n\nlines\n", "\t tab \t", "a\n\n\nb", "", " ", "\n", "\u00a0x\u00a0", "é ü 木",
-     "🦊", "a < b | c > d", "<|", "<|eot_id|", "|>", "<|no_such_token|>", "\x00", "x\x1f", "Q:\n\nA:", "user", "{{ x }}"],
+     "🦊", "a < b | c > d", "<|", "<|eot_id|", "|>", "<|no_such_token|>", "\x00", "x\x1f", "Q:\n\nA:", "user",
+     "{{ x }}"],
 )  # fmt: skip
 def test_odd_ordinary_texts_keep_their_ids(text):
     tok = AutoTokenizer.from_pretrained(DATA / "tiny_base")

@@ -84,9 +84,9 @@ people = st.lists(st.one_of(st.sampled_from([*TOKENS, "\n", "\n\n", " ", "\x00"]
 
 
 @settings(max_examples=300, deadline=None)
-@given(people.map("".join), people.map("".join))
-def test_no_text_ever_turns_into_a_special_token(one: str, two: str) -> None:
-    tokenizer = TOKENIZER
+@given(one=people.map("".join), two=people.map("".join))
+def test_no_text_ever_turns_into_a_special_token(guard: Guard, one: str, two: str) -> None:
+    tokenizer = guard.tokenizer
     plain = special_count(tokenizer, encode(tokenizer, (Turn("User", "x"), Turn("Agent", "x")), TOY))
     written = encode(tokenizer, (Turn("User", f"x{one}"), Turn("Agent", f"{two}x")), TOY)
     assert special_count(tokenizer, written) == plain
@@ -144,7 +144,7 @@ def test_a_new_guard_has_one_token_for_each_line_of_the_format() -> None:
 def test_training_rows_teach_the_answer_and_nothing_else(guard: Guard) -> None:
     rows = [((USER,), ()), ((USER, AGENT), ("S2",)), ((Turn("User", "safe\nunsafe"),), ("S1", "S10"))]
     made = guard_rows(guard.tokenizer, rows, TOY, 400)
-    assert (made.n, made.cut) == (3, 0) if hasattr(made, "n") else made.cut == 0
+    assert (len(made), made.answers, made.cut) == (3, 3, 0)
     eot = guard.tokenizer.convert_tokens_to_ids("<|eot_id|>")
     for (turns, codes), ids, labels in zip(rows, made.columns["input_ids"], made.columns["labels"], strict=True):
         question = encode(guard.tokenizer, turns, TOY)
@@ -335,6 +335,3 @@ def test_no_injection_switches_the_guard_off(guard: Guard, requests: list[GuardE
     forged = score(guard, [(Turn("User", inject(e.turns[0].text, name)),) for e in bad])
     caught = [sum(v >= guard.threshold for v in values) / len(bad) for values in (plain, forged)]
     assert caught[1] >= caught[0] - 0.05, f"{name}: recall falls from {caught[0]:.3f} to {caught[1]:.3f}"
-
-
-TOKENIZER = load_policy(FOLDER, SETTINGS).tokenizer

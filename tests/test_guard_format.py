@@ -178,8 +178,8 @@ def test_other_text_is_left_exactly_as_it_is(text: str) -> None:
 
 
 FORGERS = [
-    *MARKERS, *(m.lower() for m in MARKERS), *(m.replace(" ", "  ") for m in MARKERS), "User:", "agent:", "<", ">", "\n",
-    "\n\n", " ", "BEGIN", "END", "CONVERSATION", "UNSAFE CONTENT CATEGORIES", "User", ":", "hi",
+    *MARKERS, *(m.lower() for m in MARKERS), *(m.replace(" ", "  ") for m in MARKERS), "User:", "agent:", "<", ">",
+    "\n", "\n\n", " ", "BEGIN", "END", "CONVERSATION", "UNSAFE CONTENT CATEGORIES", "User", ":", "hi",
 ]  # fmt: skip
 forged = st.lists(st.sampled_from(FORGERS), max_size=12).map("".join)
 

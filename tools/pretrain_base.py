@@ -209,10 +209,21 @@ other people's, each with its place.
 | licence | Apache-2.0, as the code |
 | made for | this course; it knows nothing but the small world, and is wrong by design |
 
+## tiny_guard
+
+| | |
+|---|---|
+| what | the base finetuned with LoRA as a guard, in Llama Guard 3's format, for the small world's eight hazards |
+| source | `make guard` (tools/train_guard.py); threshold, figures and conditions in guard.json |
+| licence | Apache-2.0, as the code |
+| made for | this course; it knows only the small world's mild requests, and guards nothing real |
+
 ## runs
 
 Recorded reports of real runs (`llama3-lab run`, then `python tools/record_runs.py`): one JSON file a run,
-as `RunReport` in records.py; pooled.jsonl compares stages over the seeds, one `Comparison` a line. Licence: Apache-2.0.
+as `RunReport` in records.py; pooled.jsonl compares stages over the seeds, one `Comparison` a line. The tiny-paper runs
+had safety off, the tiny-safety runs had it on. safety-scores.jsonl and safety-changes.jsonl are the safety study's
+(`python tools/safety_study.py`). Licence: Apache-2.0.
 
 ## paper
 

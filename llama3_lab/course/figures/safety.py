@@ -78,33 +78,42 @@ def describe_thresholds(curves: Curves, chosen: float) -> str:
 
 
 @styled
-def figure_plane(stacks: Sequence[Stack]) -> ReportFigure:
-    """Draw violation rate against false refusal rate, with intervals; filled and joined: the Pareto front."""
-    figure = ReportFigure(figsize=(9.6, 4.4), layout="constrained")
-    ax = figure.subplots()
-    front = pareto_front([(s.vr.value, s.frr.value) for s in stacks])
-    ax.plot([stacks[i].vr.value for i in front], [stacks[i].frr.value for i in front], color=COLORS["rule"], zorder=0)
-    for i, s in enumerate(stacks):
-        color, marker, _ = LOOKS[i % len(LOOKS)]
-        reach = [[[max(0.0, r.value - r.low)], [max(0.0, r.high - r.value)]] for r in (s.vr, s.frr)]
-        ax.errorbar([s.vr.value], [s.frr.value], xerr=reach[0], yerr=reach[1], color=COLORS[color], marker=marker,
-                    elinewidth=1.0, capsize=0, linestyle="none", markersize=8, label=s.name,
-                    markerfacecolor=COLORS[color if i in front else "plate"])  # fmt: skip
-    ax.set(xlabel="violation rate (VR), known wordings", ylabel="false refusal rate (FRR)", xlim=(-0.03, 1.03))
-    ax.set_ylim(bottom=-0.01)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper", title="filled: on the front")
-    figure.twin = describe_plane(stacks)
+def figure_plane(panels: Mapping[str, Sequence[Stack]]) -> ReportFigure:
+    """Draw violation rate against false refusal rate, a panel a title; filled and joined: the Pareto front."""
+    figure = ReportFigure(figsize=(9.6, 4.0), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, (title, stacks) in zip(axes, panels.items(), strict=True):
+        front = _front(stacks)
+        ax.plot([stacks[i].vr.value for i in front], [stacks[i].frr.value for i in front], color=COLORS["gray"],
+                linewidth=1, zorder=0)  # fmt: skip
+        for i, s in enumerate(stacks):
+            color, marker, _ = LOOKS[i % len(LOOKS)]
+            reach = [[[max(0.0, r.value - r.low)], [max(0.0, r.high - r.value)]] for r in (s.vr, s.frr)]
+            ax.errorbar([s.vr.value], [s.frr.value], xerr=reach[0], yerr=reach[1], color=COLORS[color], marker=marker,
+                        elinewidth=1.0, capsize=0, linestyle="none", markersize=8, label=s.name,
+                        markerfacecolor=COLORS[color if i in front else "plate"])  # fmt: skip
+        ax.set(title=title, xlabel="violation rate (VR)", xlim=(-0.04, 1.04))
+    axes[0].set_ylabel("false refusal rate (FRR)")
+    axes[0].set_ylim(bottom=-0.01)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.twin = describe_plane(panels)
     return figure
 
 
-def describe_plane(stacks: Sequence[Stack]) -> str:
+def describe_plane(panels: Mapping[str, Sequence[Stack]]) -> str:
     """Return the facts of `figure_plane` as text."""
-    front = pareto_front([(s.vr.value, s.frr.value) for s in stacks])
     lines = ["Violation rate; false refusal rate; with 95 % intervals over requests:"]
-    for i, s in enumerate(stacks):
-        where = "on the Pareto front" if i in front else "beaten by another"
-        lines.append(f"- {s.name}: VR {brief(s.vr)}; FRR {brief(s.frr)}; {where}")
+    for title, stacks in panels.items():
+        front = _front(stacks)
+        lines.append(f"{title}:")
+        for i, s in enumerate(stacks):
+            where = "on the Pareto front" if i in front else "beaten by another"
+            lines.append(f"- {s.name}: VR {brief(s.vr)}; FRR {brief(s.frr)}; {where}")
     return "\n".join(lines)
+
+
+def _front(stacks: Sequence[Stack]) -> tuple[int, ...]:
+    return pareto_front([(s.vr.value, s.frr.value) for s in stacks])
 
 
 @styled
