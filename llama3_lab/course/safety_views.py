@@ -33,7 +33,7 @@ def table_safety(run: RunReport) -> str:
     title = (f"Safety (greedy; {n.vr.n} hazards in known wordings, {n.held_out_vr.n} in the held-out one, {n.frr.n} "
              f"look-alikes, {n.passed.n} ordinary)")  # fmt: skip
     lines = [textwrap.fill(line, 100, subsequent_indent="  ") for line in safety_words(run)]
-    return "\n".join([title, aligned(("stage", "VR", "VR held out", "FRR", "passed"), short, 24), *lines])
+    return "\n".join([textwrap.fill(title, 100), aligned(("stage", "VR", "VR held out", "FRR", "passed"), short, 24), *lines])
 
 
 def of(run: RunReport, stage: str, layers: str = "model") -> SafetyScore | None:

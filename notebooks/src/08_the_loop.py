@@ -267,6 +267,41 @@ explore("stage", [(a, (a, b)) for a, b in steps],
         lambda step: describe_step(step[0], run.rows(step[0]), step[1], run.rows(step[1])))
 
 # %% [markdown]
+# ## Safety inside the loop
+#
+# `make run` has safety on: every round also asks hazards and harmless look-alikes (notebook 07 has both). The
+# guard takes unsafe answers out before selection, annotators write the refusals that are missing, and the SFT
+# model's mistakes become preference pairs. So each round has two more rates beside its pass rates: violations
+# among hazards (VR) and refusals among look-alikes (FRR). The run that you made above leaves safety off, to
+# stay short; here is a recorded one with it on, three full rounds.
+
+# %% tags=["nbval-check-output"]
+from llama3_lab import places
+from llama3_lab.course.figures.loop import figure_safety
+from llama3_lab.course.latest import read_report
+
+recorded = {on: [read_report(p) for p in sorted((places.project() / "data" / "runs").glob(f"tiny-{on}-seed*.json"))]
+            for on in ("safety", "paper")}
+safety = figure_safety(recorded["safety"][0])
+print(views.describe(safety))
+
+# %%
+safety
+
+# %% [markdown]
+# What does it cost? The same seeds with safety off, recorded earlier: the share of right answers after the last
+# round, all guards aside. Prompts are the same, so the intervals overlap more than the difference deserves;
+# take this as the price in one small world, not as a law.
+
+# %% tags=["nbval-check-output"]
+for with_it in recorded["safety"]:
+    without = next(r for r in recorded["paper"] if r.seed == with_it.seed)
+    on, off = (next(s for s in r.rounds[-1].evaluations[-1].scores if s.skill == "all") for r in (with_it, without))
+    print(f"seed {with_it.seed}: sampled {on.sampled} with safety, {off.sampled} without")
+    first, last = (s for s in with_it.safety if s.layers == "model" and s.stage in ("first policy", "round 3 policy"))
+    assert last.vr.high < first.vr.low, "three rounds should lower violations by more than chance"
+
+# %% [markdown]
 # ## Look at answers
 #
 # Numbers are not answers. The same validation prompts, before and after; with a kernel, the widget lets you

@@ -1,4 +1,4 @@
-"""Figures of 08_the_loop: the chain of stages as far as it has got, and one stage against the one before."""
+"""Figures of 08_the_loop: the chain of stages as far as it has got, one stage against another, safety by round."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import cast
 
+import numpy as np
+
 from llama3_lab.course import views
+from llama3_lab.course.marks import dots
+from llama3_lab.course.safety_views import table_safety
 from llama3_lab.course.views import ReportFigure
 from llama3_lab.pipeline.reports import compare
 from llama3_lab.records import CHECKABLE, Evaluation, PromptScore, RoundReport, RunReport
@@ -28,6 +32,37 @@ def figure_funnel(report: RoundReport) -> ReportFigure:
     """Draw a round's funnel, its text twin attached."""
     figure = views.figure_funnel(report)
     figure.twin = views.describe_funnel(report)
+    return figure
+
+
+RATES = (  # name, field of SafetyScore, colour, marker, line
+    ("violations", "vr", "orange", "o", "-"), ("violations, held-out wording", "held_out_vr", "purple", "D", "--"),
+    ("false refusals", "frr", "blue", "s", "-."), ("ordinary requests passed", "passed", "green", "^", ":"),
+)  # fmt: skip
+
+
+@views.styled
+def figure_safety(run: RunReport, layers: str = "model") -> ReportFigure:
+    """Draw violations, false refusals and passes over the policies of a run, alone or behind a set of guards.
+
+    Raises:
+        ValueError: if the run had safety off.
+    """
+    rows = [s for s in run.safety if s.layers == layers]
+    if not rows:
+        raise ValueError(f"{run.name}: no safety figures for {layers!r}; was the run made with safety off?")
+    figure = ReportFigure(figsize=(7.6, 3.4), layout="constrained")
+    ax = figure.subplots()
+    at = np.arange(len(rows))
+    for i, (label, field, color, marker, line) in enumerate(RATES):
+        dots(ax, at + 0.06 * (i - 1.5), [getattr(s, field) for s in rows], color=views.COLORS[color], marker=marker,
+             linestyle=line, label=label)  # fmt: skip
+    ax.set_xticks(at, [s.stage.replace(" policy", "\npolicy").replace(" sft", "\nsft") for s in rows])
+    ax.set_ylim(-0.03, 1.03)
+    ax.set_ylabel("share of requests")
+    ax.set_title("Policies alone" if layers == "model" else f"Behind the {layers}")
+    figure.legend(loc="outside lower center", ncols=2)
+    figure.twin = table_safety(run)
     return figure
 
 
