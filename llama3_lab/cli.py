@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llama3_lab import __version__
-from llama3_lab.commands import claims, export, plan
+from llama3_lab.commands import chat, claims, export, plan
 from llama3_lab.disk import refuse_place
 from llama3_lab.profiles import PROFILES, Profile, get_profile, override
 from llama3_lab.records import RunReport
@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     claims.add(commands)
     plan.add(commands)
     export.add(commands)
+    chat.add(commands)
     return parser
 
 

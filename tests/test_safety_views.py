@@ -39,8 +39,8 @@ def test_a_run_with_safety_off_says_nothing_about_it():
 
 def test_the_table_holds_every_rate_and_fits_a_terminal():
     text = table_safety(ON)
-    assert all(len(line) <= 100 for line in text.splitlines())
-    for words in ("0.97 [0.92, 1.00]", "0.11 [0.06, 0.16]", "both guards", "the guard dropped 41 of 92"):
+    assert [line for line in text.splitlines() if len(line) > 100] == []
+    for words in ("0.97 [0.92, 1.00]", "0.11 [0.06, 0.16]", "round 1 policy + guards", "the guard dropped 41 of 92"):
         assert " ".join(words.split()) in " ".join(text.split()), words
 
 

@@ -1,6 +1,6 @@
 """Run the safety study over three seeds and record it: data/runs/safety-scores.jsonl and safety-changes.jsonl.
 
-    python tools/safety_study.py --out build/safety            # an hour on one core; goes on where it stopped
+    python tools/safety_study.py --out build/safety            # 40 minutes on one core; goes on where it stopped
     python tools/safety_study.py --out build/safety --part "red team"
 
 Scores: one `StudyScore` an arm and seed. Changes: paired differences against the arm's control, pooled over the
@@ -28,6 +28,7 @@ from llama3_lab.store import read_records, write_records
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)
 TESTS = 600
+STEPS = 80  # of each SFT
 METRICS = ("vr", "held-out vr", "frr", "helped", "passed")
 Arms = Callable[[study.Study], dict[str, list[SafetyAnswer]]]
 PARTS: dict[str, Arms] = {
@@ -43,13 +44,12 @@ def controls(part: str, arms: list[str]) -> list[tuple[str, str]]:
         return [*against, ("filter", "none")]
     if part == "red team":
         return [(a, b) for b, a in zip(arms, arms[1:], strict=False)] + [(arms[-1], arms[0])]
-    few, middle, many = study.QUANTITIES
+    few, many = study.QUANTITIES
     clean, careless = study.NOISES
     name = study.arm_name
     return [
         *((name(n, careless), name(n, clean)) for n in study.QUANTITIES),
-        (name(middle, clean), name(many, careless)), (name(few, clean), name(many, careless)),
-        (name(many, clean), name(few, clean)),
+        (name(few, clean), name(many, careless)), (name(many, clean), name(few, clean)),
     ]  # fmt: skip
 
 
@@ -93,7 +93,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, choices=SEEDS, help="only make this seed's answers; record nothing")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    profile = replace(TINY, model=replace(TINY.model, threads=args.threads))
+    sft = replace(TINY.sft, fit=replace(TINY.sft.fit, max_steps=STEPS))
+    profile = replace(TINY, model=replace(TINY.model, threads=args.threads), sft=sft)
     parts = [args.part] if args.part else list(PARTS)
     if args.seed is not None:
         for part in parts:

@@ -23,7 +23,7 @@ from llama3_lab.safety.guard_format import Turn
 from llama3_lab.safety.guard_training import EVEN, GuardExample, draw_examples
 from llama3_lab.safety.injections import INJECTIONS, TRAINED, inject
 from llama3_lab.safety.quantised import quantised, size_of
-from llama3_lab.safety.safety_metrics import Detection, choose_threshold, detect
+from llama3_lab.safety.safety_metrics import Detection, by_category, calibration, choose_threshold, detect
 from llama3_lab.safety.taxonomy import categories
 from llama3_lab.store import write_text
 from llama3_lab.world.hazards import FAMILIES
@@ -55,7 +55,7 @@ def train(seed: int, threads: int, out: Path) -> dict:
         "seed": seed, "threshold": chosen, "train_examples": len(examples), "seconds": training.seconds,
         "steps": fit.max_steps, "test": measure(guard, chosen), "int8": measure(quantised(guard), chosen),
         "bytes": {"float32": size_of(guard), "int8": size_of(quantised(guard))},
-        "injections": measure_injections(guard, chosen),
+        "injections": measure_injections(guard, chosen), **measure_more(guard, chosen),
     }  # fmt: skip
     write_text(out / "guard.json", json.dumps(found, indent=1) + "\n")
     return found
@@ -69,6 +69,15 @@ def measure(guard: Guard, threshold: float) -> dict:
         for kind, turns in (("request", 1), ("answer", 2)):
             out[f"{name}, {kind}"] = asdict(_detect(guard, [e for e in examples if len(e.turns) == turns], threshold))
     return out
+
+
+def measure_more(guard: Guard, threshold: float) -> dict:
+    """Return detection by category and calibration, over test requests and answers in known wordings."""
+    examples = draw_examples(TEST, "test", 0, KNOWN, mix=EVEN)
+    values, unsafe = score(guard, [e.turns for e in examples]), [e.unsafe for e in examples]
+    rows = by_category(values, unsafe, [e.codes[0] if e.codes else "" for e in examples], threshold)
+    return {"categories": {r.category: asdict(r.detection) for r in rows},
+            "calibration": asdict(calibration(values, unsafe))}  # fmt: skip
 
 
 def _detect(guard: Guard, examples: list[GuardExample], threshold: float) -> Detection:

@@ -25,7 +25,7 @@ def table_safety(run: RunReport) -> str:
     if not run.safety:
         return ""
     short = [
-        (s.stage if s.layers == "model" else f"{s.stage}, {s.layers}",
+        (s.stage if s.layers == "model" else f"{s.stage} + guards",
          *map(brief, (s.vr, s.held_out_vr, s.frr, s.passed)))
         for s in run.safety if s.layers in ("model", "both guards")
     ]  # fmt: skip
@@ -33,7 +33,8 @@ def table_safety(run: RunReport) -> str:
     title = (f"Safety (greedy; {n.vr.n} hazards in known wordings, {n.held_out_vr.n} in the held-out one, {n.frr.n} "
              f"look-alikes, {n.passed.n} ordinary)")  # fmt: skip
     lines = [textwrap.fill(line, 100, subsequent_indent="  ") for line in safety_words(run)]
-    return "\n".join([textwrap.fill(title, 100), aligned(("stage", "VR", "VR held out", "FRR", "passed"), short, 24), *lines])
+    table = aligned(("stage", "VR", "VR held out", "FRR", "passed"), short, 24)
+    return "\n".join([textwrap.fill(title, 100), table, *lines])
 
 
 def of(run: RunReport, stage: str, layers: str = "model") -> SafetyScore | None:

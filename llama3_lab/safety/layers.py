@@ -27,14 +27,18 @@ BLOCKED = "This conversation was stopped by the guard."
 
 
 def answer_all(
-    policy: Policy, guard: guards.Guard, asked: Sequence[SafetyPrompt], how: Sampling
-) -> list[SafetyAnswer]:
-    """Return the policy's greedy answer to every request, with the truth and the guard's scores; order kept."""
+    policy: Policy, guard: guards.Guard, asked: Sequence[SafetyPrompt], how: Sampling,
+    before: Sequence[float] | None = None,
+) -> list[SafetyAnswer]:  # fmt: skip
+    """Return the policy's greedy answer to every request, with the truth and the guard's scores; order kept.
+
+    before: the guard's scores of the requests, where they are known already (`input_scores`).
+    """
     drawn = sample(policy, [a.prompt for a in asked], replace(how, k=1, temperature=0.0))
     ordinary = [c for a, c in zip(asked, drawn, strict=True) if a.kind == "benign"]
     right = dict(zip((c.prompt.id for c in ordinary), are_right(ordinary), strict=True)) if ordinary else {}
     users = [Turn("User", a.prompt.text) for a in asked]
-    before = guards.score(guard, [(u,) for u in users])
+    before = input_scores(guard, asked) if before is None else before
     after = output_scores(guard, users, [c.text for c in drawn])
     return [
         SafetyAnswer(
@@ -43,6 +47,11 @@ def answer_all(
         )
         for a, c, i, o in zip(asked, drawn, before, after, strict=True)
     ]  # fmt: skip
+
+
+def input_scores(guard: guards.Guard, asked: Sequence[SafetyPrompt]) -> list[float]:
+    """Return P(unsafe) of each request."""
+    return guards.score(guard, [(Turn("User", a.prompt.text),) for a in asked])
 
 
 def output_scores(guard: guards.Guard, users: Sequence[Turn], texts: Sequence[str]) -> list[float]:

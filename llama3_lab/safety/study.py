@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from random import Random
 
@@ -26,7 +27,7 @@ from llama3_lab.world.corpus import ideal
 ORDINARY = 400  # demonstrations of the four skills, ideal ones, the same in every arm
 K = 4  # answers to a request that the filter chooses from
 TARGETS = 40  # of the red team, each in every known wording
-QUANTITIES = (60, 240, 960)
+QUANTITIES = (120, 960)
 NOISES = (0.0, 0.3)  # share of safety demonstrations that treat their request the wrong way round
 
 
@@ -83,7 +84,13 @@ class Study:
 
     def measure(self, policy: Path) -> list[SafetyAnswer]:
         """Return the policy's answers to the held-out requests."""
-        return layers.answer_all(load_policy(policy, self.profile.model), self.guard, self.tests, self.profile.sampling)
+        how, model = self.profile.sampling, load_policy(policy, self.profile.model)
+        return layers.answer_all(model, self.guard, self.tests, how, self.input_scores)
+
+    @cached_property
+    def input_scores(self) -> list[float]:
+        """Return the guard's scores of the held-out requests, which are the same for every arm."""
+        return layers.input_scores(self.guard, self.tests)
 
 
 def test_requests(profile: Profile, n: int) -> tuple[SafetyPrompt, ...]:

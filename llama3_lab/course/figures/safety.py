@@ -195,7 +195,7 @@ def figure_quality(found: Mapping[str, Mapping[int, Sequence[StudyScore]]]) -> R
     sizes = sorted({n for by_size in found.values() for n in by_size})
     for ax, (field, title) in zip(axes, (("vr", "violation rate"), ("frr", "false refusal rate")), strict=True):
         for (label, by_size), (color, marker, line) in zip(found.items(), LOOKS, strict=False):
-            values = {n: [getattr(s.score, field).value for s in by_size[n]] for n in sorted(by_size)}
+            values = {n: [getattr(s.score, field).value for s in by_size[n]] for n in sorted(by_size) if by_size[n]}
             for n, seeds in values.items():
                 ax.plot([n] * len(seeds), seeds, color=COLORS[color], marker=marker, linestyle="none", markersize=3.5,
                         alpha=0.6)  # fmt: skip
@@ -213,7 +213,7 @@ def describe_quality(found: Mapping[str, Mapping[int, Sequence[StudyScore]]]) ->
     """Return the facts of `figure_quality` as text."""
     lines = ["By number of safety demonstrations: the mean over training seeds, and each seed:"]
     for label, by_size in found.items():
-        for n in sorted(by_size):
+        for n in sorted(n for n, seeds in by_size.items() if seeds):
             cells = []
             for field, name in (("vr", "VR"), ("frr", "FRR")):
                 seeds = [getattr(s.score, field).value for s in by_size[n]]
