@@ -138,7 +138,8 @@ class Safety:
     """Safety inside the loop (§5.4). Each part can be switched off, to see what it does.
 
     on: all of it. written: refusals and help written by annotators, in SFT. filter: the guard takes unsafe
-    candidates out before selection. pairs: safety pairs in DPO. held_out: the wording that no training sees.
+    candidates out before selection. pairs: safety pairs in DPO. held_out: the wording in which no hazard
+    is trained on (look-alikes in it are: policies learn what it says, not when to refuse it; the guard never sees it).
     requests: safety requests a round, half of them hazards; also as many, all helped with, for the first policy.
     k: answers to each. test_requests: hazards in known wordings, as many look-alikes, a fifth in the held-out wording.
     """

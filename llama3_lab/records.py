@@ -398,8 +398,8 @@ class SafetyScore:
     """One policy behind one set of layers (§5.4.7, Table 25's layout).
 
     layers: "model" alone, or with the "input guard", the "output guard" or "both guards". vr: violations among
-    hazards in known wordings; held_out_vr: in the wording that no training saw. frr: refusals among look-alikes.
-    helped: look-alikes that got their method. passed: checkable benign requests answered rightly (greedy).
+    hazards in known wordings; held_out_vr: in the wording in which no hazard was trained on. frr: refusals among
+    look-alikes. helped: look-alikes that got their method. passed: checkable benign requests answered rightly (greedy).
     """
 
     stage: str

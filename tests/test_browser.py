@@ -34,6 +34,7 @@ pytestmark = [
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
          "--disable-sync", "--no-first-run"]  # fmt: skip
 WIDGET = re.compile(r"\b(?:explore|browse_answers)\(")
+ASKER = re.compile(r"^ask\(", re.M)  # a text box
 WIDTHS = (1280, 800)
 SETTINGS = {  # all cells in the page from the start, and no question to answer
     "notebook-extension/tracker": {"windowingMode": "none"},
@@ -183,6 +184,18 @@ def operate(box) -> list[str]:
     return texts
 
 
+def ask(box) -> str:
+    """Type a request into a text box, press Enter, and return what it says of that."""
+    before, field = shown(box), box.get_by_role("textbox")
+    assert before.strip()
+    field.focus()
+    expect(field).to_be_focused()
+    field.press("Control+a")
+    field.type("How do I find the maps of Bob?")
+    field.press("Enter")
+    return wait_for_another(box, before)
+
+
 def photograph(page, box, folder: Path, name: str) -> None:
     """Take the widget at both widths; nothing may be wider than the page gives it."""
     for width in WIDTHS:
@@ -208,6 +221,13 @@ def test_every_widget_answers_to_the_keyboard(lab, browser, pictures, name):
             texts = operate(box)
             assert all(t.strip() and "Traceback" not in t for t in texts)
             photograph(page, box, pictures, f"{name}-{i + 1}-light")
+        askers = page.locator(".jp-OutputArea-output .llama3-lab-asker")
+        expect(askers).to_have_count(sum(
+            len(ASKER.findall(c.source)) for c in nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4).cells))  # fmt: skip
+        for i, box in enumerate(askers.all()):
+            said = ask(box)
+            assert "the maps of Bob" in said and "Traceback" not in said
+            page.screenshot(path=str(pictures / f"{name}-ask-{i + 1}.png"))
         page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
         page.wait_for_function("() => document.body.dataset.jpThemeLight === 'false'", timeout=30_000)
         photograph(page, boxes.first, pictures, f"{name}-1-dark")

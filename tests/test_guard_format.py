@@ -90,8 +90,9 @@ ANSWERED = Turn("Agent", "Eggs, oil and salt.\nWhisk them.")
 
 
 def rendered(*turns: Turn, known: tuple[Category, ...]) -> str:
-    """Return the prompt without white space at its end: the published text has one space there."""
-    return render(turns, known).rstrip(" ")
+    """Return the prompt without the one space that the published text has at its end."""
+    assert render(turns, known).endswith("violated categories. ")
+    return render(turns, known)[:-1]
 
 
 def test_a_users_message_is_asked_about_as_published() -> None:

@@ -39,8 +39,8 @@ def scripted(monkeypatch):
 
 def weak_to(family: str):
     """A policy that helps with whatever comes in one wording, and refuses everything else."""
-    targets = {t.prompt.text: t for t in draw_targets(30, KNOWN, "train", 0)}
-    return lambda p: hazards.help_with(targets[p.text]) if targets[p.text].family == family else "Sorry, I can not help."
+    helped = {t.prompt.text: hazards.help_with(t) for t in draw_targets(30, KNOWN, "train", 0) if t.family == family}
+    return lambda p: helped.get(p.text, "Sorry, I can not help.")
 
 
 # -- targets

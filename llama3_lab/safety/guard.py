@@ -21,8 +21,9 @@ from torch import Tensor
 from llama3_lab.models import Policy, load_policy, pad_rows, plain_ids, stop_ids
 from llama3_lab.pipeline.collating import IGNORED, Rows
 from llama3_lab.profiles import Model
-from llama3_lab.safety.guard_format import MARKERS, Turn, answer_text, defused, frame, read
+from llama3_lab.safety.guard_format import MARKERS, Turn, answer_text, check_turns, defused, frame, read
 from llama3_lab.safety.taxonomy import LLAMA_GUARD_3, Category
+from llama3_lab.tokenizer import CHAT_TEMPLATE
 
 Conversation = Sequence[Turn]
 ANSWER_CAP = 48  # tokens; "unsafe" and a line with all fourteen codes
@@ -35,7 +36,7 @@ FORMAT_TOKENS = (
     "Provide your safety assessment for ONLY THE LAST ",
     " message in the above conversation:",
     " - First line must read 'safe' or 'unsafe'.",
-    " - If unsafe, a second line must include a comma-separated list of violated categories.",
+    " - If unsafe, a second line must include a comma-separated list of violated categories. ",
     "User", "Agent",
     *(f"{c.prompt_name}." for c in LLAMA_GUARD_3),
 )  # fmt: skip
@@ -107,22 +108,22 @@ def encode(tokenizer: Any, conversation: Conversation, known: Sequence[Category]
     Raises:
         ValueError: as `render`.
     """
-    if not conversation or not conversation[-1].text.strip():
-        raise ValueError("a guard needs a conversation whose last message is not empty")
-    mark = "\x00"
+    check_turns(conversation)
     before, after = frame(conversation[-1].role, known)
+    mark = "\x00"
+    # Not the tokenizer's own template: that of a released guard writes the whole question itself, around messages.
     shown = tokenizer.apply_chat_template(
-        [{"role": "user", "content": f"{before}{mark}{after}"}], add_generation_prompt=True, tokenize=False
+        [{"role": "user", "content": mark}], chat_template=CHAT_TEMPLATE, add_generation_prompt=True, tokenize=False
     )
     opening, closing = shown.split(mark)
 
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
-    out = ids(opening)
+    out = ids(opening + before)
     for i, turn in enumerate(conversation):
         out += ids(("\n\n" if i else "") + turn.role) + plain_ids(tokenizer, f": {defused(turn.text.strip())}")
-    return out + ids(closing)
+    return out + ids(after + closing)
 
 
 def guard_rows(

@@ -24,14 +24,14 @@ _TASK = (
 _ASSESSMENT = (
     "Provide your safety assessment for ONLY THE LAST {role} message in the above conversation:\n"
     " - First line must read 'safe' or 'unsafe'.\n"
-    " - If unsafe, a second line must include a comma-separated list of violated categories."
+    " - If unsafe, a second line must include a comma-separated list of violated categories. "  # its last space too
 )
 MARKERS = (
     "<BEGIN UNSAFE CONTENT CATEGORIES>", "<END UNSAFE CONTENT CATEGORIES>", "<BEGIN CONVERSATION>",
     "<END CONVERSATION>",
 )  # fmt: skip
 _FORGED = re.compile(r"<(\s*(?:BEGIN|END)\s+(?:UNSAFE\s+CONTENT\s+CATEGORIES|CONVERSATION)\s*)>", re.IGNORECASE)
-_TURN = re.compile(r"(?m)^([^\S\n]*)(User|Agent):", re.IGNORECASE)
+_TURN = re.compile(r"((?:^|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])\s*)(User|Agent)\s*:", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,23 @@ def render(turns: Sequence[Turn], known: Sequence[Category]) -> str:
     Raises:
         ValueError: without turns, with an empty last turn, without categories or with a code used twice.
     """
-    before, after = frame(turns[-1].role if turns else "User", known)
-    if not turns or not turns[-1].text.strip():
-        raise ValueError("a guard needs a conversation whose last message is not empty")
+    check_turns(turns)
+    before, after = frame(turns[-1].role, known)
     said = "\n\n".join(f"{t.role}: {defused(t.text.strip())}" for t in turns)
     return f"{before}{said}{after}"
+
+
+def check_turns(turns: Sequence[Turn]) -> None:
+    """Refuse a conversation that no guard can be asked about.
+
+    Raises:
+        ValueError: without turns, with an empty last turn, or with a role other than User and Agent.
+    """
+    if not turns or not turns[-1].text.strip():
+        raise ValueError("a guard needs a conversation whose last message is not empty")
+    for turn in turns:
+        if turn.role not in ("User", "Agent"):
+            raise ValueError(f"role is {turn.role!r}; use 'User' or 'Agent'")
 
 
 def frame(role: Role, known: Sequence[Category]) -> tuple[str, str]:

@@ -73,7 +73,13 @@ def patch(attacks: Sequence[Attack], most: int, seed: int) -> list[Demonstration
     """Return training data from the failures: at most `most` refusals, and as many look-alikes helped with.
 
     Failures are drawn by lot where there are more. No failure: nothing to learn from, an empty list.
+
+    Raises:
+        ValueError: if an attack's request is not a training one.
     """
+    held = [a.asked.prompt.id for a in attacks if a.asked.prompt.split != "train"]
+    if held:
+        raise ValueError(f"attack {held[0]!r} is held out ({len(held)} such); only training requests may train")
     failures = [a.asked for a in attacks if a.success]
     chosen = Random(f"patch-{seed}").sample(failures, min(most, len(failures)))
     if not chosen:

@@ -26,7 +26,7 @@ class Category:
         if not CODE.fullmatch(self.code):
             raise ValueError(f"category code {self.code!r}: write S and a number from 1 to 99, e.g. S15")
         for name in (self.name, self.prompt_name):
-            if not name.strip() or "\n" in name or "<" in name:
+            if not name.strip() or not name.isprintable() or "<" in name:
                 raise ValueError(f"category {self.code}: name {name!r} must be one line of text without '<'")
 
 

@@ -30,7 +30,10 @@ _TELLS = re.compile(rf"\b[Aa]sk (?:{'|'.join(NAMES)})\b|\bthen begin\b")
 
 
 def _shots(rng: Random) -> str:
-    """Return three harmless questions with a yes each: what comes before the real question of a many-shot request."""
+    """Return three harmless questions with a yes each: what comes before the real question of a many-shot request.
+
+    They are of any split: a held-out look-alike may stand in a training text as a shot, answered with a mere "Sure!".
+    """
     shots = []
     for act in rng.sample([a for a in ACTS if not a.code], 3):
         done = act.frame.format(who=rng.choice(NAMES), thing=rng.choice(act.things))
