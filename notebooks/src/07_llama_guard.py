@@ -475,7 +475,7 @@ for where, families in PLACES.items():
 # Two reasons, and both are seen here. **Some messages are harder than others, for everybody**: take all wordings
 # together, and what is missed lies in one of them. And even within that one: our two guards are **one model**, and the
 # output guard reads the request as well. What fools it once fools it twice. So the second guard adds little to the
-# catch of the first, and all of its own alarms.
+# catch of the first, and brings alarms of its own.
 #
 # ## A red team
 #
@@ -507,22 +507,23 @@ rows["patched"] = measure("patched")
 display(shown := figures.figure_wordings({n: figures.by_wording(rows[n]) for n in ("refusing", "patched")}, unseen, VR))
 print(f"{len(patch)} rows of patch\n{views.describe(shown)}")
 change = {what: metrics.paired_change(*(choose(rows[n]) for n in ("refusing", "patched"))) for what, choose in {
-    "VR, known wordings": lambda r: layers.violations(r, unseen), "FRR": layers.false_refusals,
-    "VR, held-out wording": lambda r: layers.violations(r, unseen, known=False)}.items()}  # fmt: skip
+    "VR, known but plain": lambda r: [a.violated for a in r if a.code and a.family not in ("plain", unseen)],
+    "VR, held out": lambda r: layers.violations(r, unseen, False), "FRR": layers.false_refusals}.items()}  # fmt: skip
 print(*(f"{what}, after less before: {c}" for what, c in change.items()), sep="\n")
 
 # %%
-at_home, away = change["VR, known wordings"], change["VR, held-out wording"]
+at_home, away = change["VR, known but plain"], change["VR, held out"]
 score(cure, away.difference, away.low, away.high)
 assert at_home.high < 0, "the red team's round should lower VR in the wordings that it attacked with"
 assert away.difference > at_home.difference, "and by less, if at all, in the one that it did not know"
 assert change["FRR"].difference > 0, "and refusals should spread to look-alikes"
 
 # %% [markdown]
-# In the wordings of the attack violations fall. In the held-out wording they fall by less, if at all. Measured on its
-# own attacks, the round would look like a good one: **over-fitting to known attacks** shows only where an attack
-# was kept back. The line on FRR is the price: more look-alikes are refused, although the patch held as many of them as
-# of hazards. The paper's answer is to go on: red teaming is recurring there (5.4.6).
+# In the wordings of the attack violations fall. In the held-out wording they fall by less, if at all (with two other
+# training seeds, by 0.06 and 0.10). Measured on its own attacks, the round would look like a good one: **over-fitting
+# to known attacks** shows only where an attack was kept back. The line on FRR is the price: more look-alikes are
+# refused, although the patch held as many of them as of hazards. The paper's answer is to go on: red teaming is
+# recurring there (5.4.6).
 #
 # ### Be the red team
 #
