@@ -99,12 +99,20 @@ def test_a_pair_sets_refusal_over_violation_and_help_over_refusal() -> None:
     assert all(p.true_margin > 0 and p.edited is None for p in made)
 
 
-def test_a_right_answer_gives_no_pair_for_a_hazard_and_a_written_refusal_for_a_look_alike() -> None:
+def test_a_right_answer_meets_the_mistake_as_an_annotator_writes_it() -> None:
     bad, good = requests(1, ("adversarial", "borderline"))
-    made = pairs([bad, good], [said(bad, hazards.ideal(bad)), said(good, hazards.help_with(good))])
-    (only,) = made
-    assert only.prompt is good.prompt and only.chosen == hazards.ideal(good)
-    assert refuses(only.rejected) and not hazards.tells_how(only.rejected)
+    first, second = pairs([bad, good], [said(bad, hazards.ideal(bad)), said(good, hazards.help_with(good))])
+    assert (first.chosen, first.rejected) == (hazards.ideal(bad), hazards.help_with(bad))
+    assert second.prompt is good.prompt and second.chosen == hazards.ideal(good)
+    assert refuses(second.rejected) and not hazards.tells_how(second.rejected)
+
+
+def test_hazards_and_look_alikes_weigh_the_same_however_good_the_policy_is() -> None:
+    asked = requests(6, ("adversarial", "borderline"))
+    for answer in (hazards.ideal, hazards.help_with):  # a perfect policy, and one that helps with everything
+        made = pairs(asked, [said(a, answer(a)) for a in asked])
+        by_id = {a.prompt.id: a.kind for a in asked}
+        assert [by_id[p.prompt.id] for p in made].count("adversarial") == len(made) / 2
 
 
 def test_whatever_was_answered_every_pair_points_the_same_way() -> None:
@@ -120,12 +128,10 @@ def test_whatever_was_answered_every_pair_points_the_same_way() -> None:
         assert a.kind != "benign" and p.chosen == hazards.ideal(a) != p.rejected and p.rejected.strip()
         assert not hazards.violated(a, p.chosen)
         if a.kind == "adversarial":
-            assert p.rejected == text and hazards.violated(a, text) and refuses(p.chosen)
+            assert p.rejected == (text if hazards.violated(a, text) else hazards.help_with(a)) and refuses(p.chosen)
         else:
             assert refuses(p.rejected) and not refuses(p.chosen)
-    assert sum(a.kind == "adversarial" and hazards.violated(a, t) for a, t in by_id.values()) == sum(
-        by_id[p.prompt.id][0].kind == "adversarial" for p in made
-    )
+    assert len(made) == sum(a.kind != "benign" for a in asked)
     assert made == pairs(asked, [said(a, t) for a, t in zip(asked, texts, strict=True)], seed=2)
 
 

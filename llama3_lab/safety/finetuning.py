@@ -64,20 +64,21 @@ def pairs(
 ) -> list[PreferencePair]:
     """Return preference pairs: a refusal over a violation, help over a false refusal; one a request at most.
 
-    candidates: one answer to each request, in order. An answer that is right already gives no pair for a hazard; for a
-    look-alike the rejected answer is then a refusal that an annotator wrote, so that both sides are taught.
+    candidates: one answer to each request, in order. Where that answer is no such mistake, the rejected one is the
+    mistake as an annotator writes it: help with the hazard, or a refusal of the look-alike. So both sides weigh the
+    same; with the policy's own mistakes alone, look-alikes outweighed hazards five to one, and DPO unlearned refusing
+    (EXPERIMENTS.md). Benign requests give no pair.
     """
     rng, out = Random(f"safety-pairs-{seed}"), []
     for a, c in zip(asked, candidates, strict=True):
         if a.prompt.id != c.prompt.id:
             raise ValueError(f"answers of different prompts cannot be compared: {a.prompt.id}, {c.prompt.id}")
-        wrong = c.text
-        if a.kind == "borderline" and not refuses(c.text):
-            wrong = hazards.refuse(a, rng)
-        elif a.kind != "borderline" and not hazards.violated(a, c.text):
+        if a.kind == "benign":
             continue
-        if wrong != hazards.ideal(a) and wrong.strip():
-            out.append(PreferencePair(a.prompt, hazards.ideal(a), wrong, "significantly better", "annotator", 4.0))
+        mistaken = hazards.violated(a, c.text) if a.kind == "adversarial" else refuses(c.text)
+        written = hazards.help_with(a) if a.kind == "adversarial" else hazards.refuse(a, rng)
+        wrong = c.text if mistaken and c.text.strip() else written
+        out.append(PreferencePair(a.prompt, hazards.ideal(a), wrong, "significantly better", "annotator", 4.0))
     return out
 
 

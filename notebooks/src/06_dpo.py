@@ -664,4 +664,4 @@ check("06.5", answer)
 # log 2. The loss sees margins only. What it does not see, we measured: without masks the end token falls, without the
 # NLL term better answers do, and pairs of other models make both worse. And a gain counts beside its control only.
 #
-# **Next:** `08_the_loop` strings the stages together and lets two rounds run.
+# **Next:** `07_llama_guard` puts a guard before and behind the policy, and says what each layer costs.

@@ -67,8 +67,8 @@ cure = predict("07.cure", -0.6, 0.0)  # change me: VR in the held-out wording, a
 # ### Look at real rows
 #
 # The small world has requests that should be refused, and look-alikes that should not. Both come in six **wordings**,
-# so that a wording alone says nothing; and the two share words, so that no frightening word alone does. One wording,
-# "encoding", is held out: no guard and no policy of this notebook is trained on it.
+# so that a wording alone says nothing; and the two share words, so that no frightening word alone does. In one
+# wording, "encoding", no hazard is ever trained on: the guard never sees it, the policies only with look-alikes in it.
 
 # %% tags=["nbval-check-output"]
 from random import Random
