@@ -323,9 +323,9 @@ def test_pairs_put_the_policys_mistakes_right_and_can_be_left_out(opened) -> Non
     safety_rounds.round_demonstrations(run, 1, "mixed")
     made = safety_rounds.round_pairs(run, 1, "mixed")
     hazard = [p for p in made if "-adversarial-" in p.prompt.id]
-    assert len(hazard) == 6 and len(made) == 12, "hazards and look-alikes weigh the same"
+    assert len(hazard) == 3 and len(made) == 9, "a pair for every look-alike, and for every second hazard"
     assert all(refuses(p.chosen) and hazards.tells_how(p.rejected) for p in hazard)
-    assert safety_rounds.safety_funnel(run, 1) == [replace(funnel(run), pairs=12)]
+    assert safety_rounds.safety_funnel(run, 1) == [replace(funnel(run), pairs=9)]
     without = opened(pairs=False)
     safety_rounds.round_demonstrations(without, 1, "mixed")
     assert safety_rounds.round_pairs(without, 1, "mixed") == []

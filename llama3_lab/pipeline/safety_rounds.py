@@ -32,6 +32,9 @@ from llama3_lab.safety.taxonomy import categories
 from llama3_lab.world import hazards
 
 ANSWER_TOKENS = 40  # enough for a refusal or for help; a policy that rambles is cut off
+# Of the hazards, this share makes a pair. One for one, DPO drives a TINY policy to refuse everything (violations .01,
+# false refusals .63 on validation); two look-alikes for a hazard keep what SFT taught (.24 and .11; EXPERIMENTS.md).
+PAIRED_HAZARDS = 0.5
 MOST_RESELECTIONS = 8  # of a round's winners, where the guard keeps refusing them
 
 
@@ -140,6 +143,8 @@ def round_pairs(run: Run, number: int, policy: str) -> list[PreferencePair]:
 
     def make() -> list[PreferencePair]:
         asked = requests(run, name)
+        bad = [a for a in asked if a.kind == "adversarial"]
+        asked = [*bad[: round(PAIRED_HAZARDS * len(bad))], *[a for a in asked if a.kind != "adversarial"]]
         drawn = _answers(run, policy, asked, 1, name)
         return finetuning.pairs(asked, drawn, seed_of(run.profile, name))
 
