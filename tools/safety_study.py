@@ -55,7 +55,7 @@ def controls(part: str, arms: list[str]) -> list[tuple[str, str]]:
 
 def answers_of(part: str, profile: Profile, seed: int, out: Path) -> dict[str, list[SafetyAnswer]]:
     """Return every arm's answers for one seed: kept from before, or made and kept."""
-    done = out / f"seed{seed}" / f"{part.replace(' ', '-')}.txt"
+    done = _done(part, seed, out)
     if done.is_file():
         arms = done.read_text().splitlines()
         return {a: read_records(_file(out, seed, part, a), SafetyAnswer) for a in arms}
@@ -69,17 +69,22 @@ def answers_of(part: str, profile: Profile, seed: int, out: Path) -> dict[str, l
     return rows
 
 
+def _done(part: str, seed: int, out: Path) -> Path:
+    return out / f"seed{seed}" / f"{part.replace(' ', '-')}.txt"
+
+
 def _file(out: Path, seed: int, part: str, arm: str) -> Path:
     words = f"{part}-{arm}".replace(" ", "-").replace("%", "").replace(",", "")
     return out / f"seed{seed}" / f"{words}.jsonl"
 
 
-def run(part: str, profile: Profile, out: Path) -> tuple[list[StudyScore], list[Comparison]]:
-    """Return scores and changes of one part over all seeds."""
+def run(part: str, profile: Profile, out: Path, kept: bool) -> tuple[list[StudyScore], list[Comparison]]:
+    """Return scores and changes of one part over all seeds, or over those whose answers are kept already."""
     unseen = profile.safety.held_out
-    seeds = [answers_of(part, profile, s, out) for s in SEEDS]
+    numbers = [s for s in SEEDS if not kept or _done(part, s, out).is_file()]
+    seeds = [answers_of(part, profile, s, out) for s in numbers]
     scores = [StudyScore(part, arm, s, safety_score(rows, unseen, arm))
-              for s, arms in zip(SEEDS, seeds, strict=True) for arm, rows in arms.items()]  # fmt: skip
+              for s, arms in zip(numbers, seeds, strict=True) for arm, rows in arms.items()]  # fmt: skip
     changes = [study.change(seeds, f"{part}: {a} against {b}", (a, b), metric, unseen)
                for a, b in controls(part, list(seeds[0])) for metric in METRICS]  # fmt: skip
     return scores, holm(changes)
@@ -91,6 +96,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "safety")
     parser.add_argument("--part", choices=tuple(PARTS))
     parser.add_argument("--seed", type=int, choices=SEEDS, help="only make this seed's answers; record nothing")
+    parser.add_argument("--kept", action="store_true", help="record what is there, without making the rest")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     sft = replace(TINY.sft, fit=replace(TINY.sft.fit, max_steps=STEPS))
@@ -100,7 +106,7 @@ def main() -> None:
         for part in parts:
             answers_of(part, profile, args.seed, args.out)
         return
-    found = [run(part, profile, args.out) for part in parts]
+    found = [run(part, profile, args.out, args.kept) for part in parts]
     if not args.part:
         write_records(ROOT / "data" / "runs" / "safety-scores.jsonl", [s for scores, _ in found for s in scores])
         write_records(ROOT / "data" / "runs" / "safety-changes.jsonl", [c for _, changes in found for c in changes])
