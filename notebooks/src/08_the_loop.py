@@ -218,10 +218,8 @@ from llama3_lab.course import views
 from llama3_lab.course.figures.loop import describe_step, figure_funnel, figure_rounds
 
 funnel = figure_funnel(report_1)
-funnel
-
-# %%
 print(views.describe(funnel))
+funnel
 
 # %% [markdown]
 # ## Did it learn? The gain beside its control
@@ -275,7 +273,7 @@ explore("stage", [(a, (a, b)) for a, b in steps],
 # among hazards (VR) and refusals among look-alikes (FRR). The run that you made above leaves safety off, to
 # stay short; here is a recorded one with it on, three full rounds.
 
-# %% tags=["nbval-check-output"]
+# %%
 from llama3_lab import places
 from llama3_lab.course.figures.loop import figure_safety
 from llama3_lab.course.latest import read_report
@@ -284,14 +282,15 @@ recorded = {on: [read_report(p) for p in sorted((places.project() / "data" / "ru
             for on in ("safety", "paper")}
 safety = figure_safety(recorded["safety"][0])
 print(views.describe(safety))
-
-# %%
 safety
 
 # %% [markdown]
-# What does it cost? The same seeds with safety off, recorded earlier: the share of right answers after the last
-# round, all guards aside. Prompts are the same, so the intervals overlap more than the difference deserves;
-# take this as the price in one small world, not as a law.
+# Violations fall, and not in a straight line: preference training gives back some of what finetuning took away, and
+# false refusals move the other way. What the policy lets through, the guards stop. And the wording in which no
+# hazard was ever trained on stays open to the policy alone, to the last round.
+#
+# What does it cost? The same seed with safety off, recorded earlier: the share of right answers after the last
+# round, all guards aside. One seed is an anecdote; take it as the price in one small world, not as a law.
 
 # %% tags=["nbval-check-output"]
 for with_it in recorded["safety"]:
