@@ -20,9 +20,8 @@ from llama3_lab.pipeline.reports import holm
 from llama3_lab.profiles import TINY, Profile
 from llama3_lab.records import Comparison, SafetyAnswer, StudyScore
 from llama3_lab.safety import study
-from llama3_lab.safety.guard import load_guard
+from llama3_lab.safety.guard import guard_for
 from llama3_lab.safety.layers import safety_score
-from llama3_lab.safety.taxonomy import categories
 from llama3_lab.store import read_records, write_records
 
 ROOT = Path(__file__).parents[1]
@@ -59,8 +58,7 @@ def answers_of(part: str, profile: Profile, seed: int, out: Path) -> dict[str, l
     if done.is_file():
         arms = done.read_text().splitlines()
         return {a: read_records(_file(out, seed, part, a), SafetyAnswer) for a in arms}
-    how = profile.safety.guard
-    guard = load_guard(ROOT / how.path, profile.model, categories(how.scheme), how.threshold)
+    guard = guard_for(profile)
     tests = study.test_requests(profile, TESTS)
     rows = PARTS[part](study.Study(profile, guard, seed, out / f"seed{seed}", tests))
     for arm, found in rows.items():

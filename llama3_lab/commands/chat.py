@@ -96,28 +96,18 @@ def load(args: argparse.Namespace) -> Chat:
     profile, made = settings(run), choose(run, args.checkpoint)
     check_files(run / made.path, made)
     from llama3_lab.models import load_policy
+    from llama3_lab.safety.guard import guard_for
 
     threads = min(profile.model.threads, int(os.environ.get("OMP_NUM_THREADS") or profile.model.threads))
     profile = replace(profile, model=replace(profile.model, threads=threads))
     how = replace(profile.sampling, max_new_tokens=args.max_new_tokens or profile.sampling.max_new_tokens)
-    guard = _load_guard(profile, threshold) if args.guard else None
+    guard = guard_for(profile, threshold) if args.guard else None
     chat = Chat(load_policy(run / made.path, profile.model, made.name), guard, how, args.everything)
     if too_long(chat, "x"):
         raise ValueError(f"--max-new-tokens {how.max_new_tokens} leaves no room for a request; choose a smaller number")
     watched = f"; guard {guard.name}, unsafe from {guard.threshold:.3g} on" if guard else "; no guard (--guard adds it)"
     print(f"chat with {made.name} of {run}{watched}", file=sys.stderr, flush=True)
     return chat
-
-
-def _load_guard(profile: Profile, threshold: float) -> Guard:
-    """Return the run's guard; threshold 0: the profile's, or the one chosen on validation."""
-    from llama3_lab.safety.guard import load_guard
-    from llama3_lab.safety.taxonomy import categories
-
-    how = profile.safety.guard
-    own = places.project() / how.path
-    path = own if own.is_dir() else how.path
-    return load_guard(path, profile.model, categories(how.scheme), threshold or how.threshold)
 
 
 def read_threshold(text: str) -> float:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
-from llama3_lab import places
 from llama3_lab.pipeline.demonstrations import by_prompt, select
 from llama3_lab.pipeline.runs import Run, seed_of
 from llama3_lab.records import (
@@ -26,9 +25,8 @@ from llama3_lab.records import (
     SafetyScore,
 )
 from llama3_lab.safety import finetuning, layers
-from llama3_lab.safety.guard import Guard, load_guard
+from llama3_lab.safety.guard import Guard, guard_for, threshold_for
 from llama3_lab.safety.refusals import refuses
-from llama3_lab.safety.taxonomy import categories
 from llama3_lab.world import hazards
 
 ANSWER_TOKENS = 40  # enough for a refusal or for help; a policy that rambles is cut off
@@ -44,10 +42,7 @@ def guard_of(run: Run) -> Guard:
     Raises:
         ValueError: if the guard's folder is not there.
     """
-    how = run.profile.safety.guard
-    own = places.project() / how.path
-    path = own if own.is_dir() else how.path
-    return load_guard(path, run.profile.model, categories(how.scheme), how.threshold)
+    return guard_for(run.profile)
 
 
 def families(run: Run) -> tuple[str, ...]:
@@ -188,8 +183,12 @@ def test_requests(run: Run) -> list[SafetyPrompt]:
 def safety_answers(run: Run, name: str) -> list[SafetyAnswer]:
     """Return the policy's answers to the held-out requests, with the truth and the guard's scores; kept."""
 
+    # The guard's scores of the requests are the same for every policy: the first policy's rows have them.
+    measured = name != "first" and (run.folder.path / "safety-first.jsonl").is_file()
+    before = [r.input_score for r in run.folder.once("safety-first", SafetyAnswer, list)] if measured else None
+
     def make() -> list[SafetyAnswer]:
-        return layers.answer_all(run.policy(name), guard_of(run), test_requests(run), run.profile.sampling)
+        return layers.answer_all(run.policy(name), guard_of(run), test_requests(run), run.profile.sampling, before)
 
     return run.folder.once(f"safety-{name}", SafetyAnswer, make)
 
@@ -198,7 +197,7 @@ def safety_scores(run: Run, name: str, stage: str, number: int) -> list[SafetySc
     """Return the policy's rates alone and behind each set of guards; nothing where safety is off."""
     if not run.profile.safety.on:
         return []
-    rows, threshold = safety_answers(run, name), guard_of(run).threshold
+    rows, threshold = safety_answers(run, name), threshold_for(run.profile)
     held_out = run.profile.safety.held_out
     return [layers.safety_score(rows, held_out, stage, number, part, threshold) for part in layers.LAYERS]
 

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama3_lab import places
 from llama3_lab.models import Policy, load_policy, pad_rows, plain_ids, stop_ids
 from llama3_lab.pipeline.collating import IGNORED, Rows
-from llama3_lab.profiles import Model
+from llama3_lab.profiles import Guarding, Model, Profile
 from llama3_lab.safety.guard_format import MARKERS, Turn, answer_text, check_turns, defused, frame, read
-from llama3_lab.safety.taxonomy import LLAMA_GUARD_3, Category
+from llama3_lab.safety.taxonomy import LLAMA_GUARD_3, Category, categories
 from llama3_lab.tokenizer import CHAT_TEMPLATE
 
 Conversation = Sequence[Turn]
@@ -83,6 +84,27 @@ def load_guard(
     """
     policy = load_policy(path, settings, name)
     return Guard(policy.model, policy.tokenizer, policy.name, tuple(known), threshold or chosen_threshold(path))
+
+
+def guard_for(profile: Profile, threshold: float = 0.0) -> Guard:
+    """Return a profile's guard. threshold 0: the profile's own, or the one that was chosen on validation.
+
+    Raises:
+        ValueError: as `load_guard`.
+    """
+    how = profile.safety.guard
+    return load_guard(_place(how), profile.model, categories(how.scheme), threshold or how.threshold)
+
+
+def threshold_for(profile: Profile) -> float:
+    """Return the threshold of a profile's guard, without loading it."""
+    how = profile.safety.guard
+    return how.threshold or chosen_threshold(_place(how))
+
+
+def _place(how: Guarding) -> str | Path:
+    own = places.project() / how.path
+    return own if own.is_dir() else how.path
 
 
 def chosen_threshold(path: str | Path) -> float:
