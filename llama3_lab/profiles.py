@@ -1,7 +1,8 @@
 """Profiles: every setting of a run, in one place. A stage is given its own part, never the whole.
 
 TINY is the default: a Llama of one million parameters that this project pre-trained, on a CPU. All
-its choices were made on validation prompts (EXPERIMENTS.md has the runs).
+its choices were made on validation prompts (EXPERIMENTS.md has the runs). ONE_B and EIGHT_B are the same code on one
+GPU, with published data. Their choices follow the paper and common practice, and nothing was trained with them here.
 """
 
 from __future__ import annotations
@@ -12,27 +13,91 @@ from typing import Any, Literal
 
 from llama3_lab.paper.facts import fact
 
+# Copies of gated weights, of the same shape, that need no licence page to be visited (the licence still holds).
+STAND_INS = {
+    "meta-llama/Llama-3.1-8B": "NousResearch/Meta-Llama-3.1-8B",
+    "meta-llama/Llama-3.2-1B": "unsloth/Llama-3.2-1B",
+}
+
+
+def _added(default: Any) -> Any:
+    """Return a field that came later: at its default it leaves digests as they were, so that older runs go on."""
+    return field(default=default, metadata={"added": True})
+
 
 @dataclass(frozen=True)
 class Model:
-    """Which base, and where. path: a folder or a hub id; "data/tiny_base" is the committed one."""
+    """Which base, and where. path: a folder or a hub id; "data/tiny_base" is the committed one.
+
+    stand_in: take the ungated copy of `path` (STAND_INS) instead. method: LoRA on 16-bit weights, or on 4-bit ones
+    (QLoRA; bitsandbytes); "auto": LoRA where the planner says that it fits. attention: "auto" is flash_attention_2
+    where it is installed, on a GPU, else sdpa. checkpointing: run layers again in the backward pass. launcher: a file
+    of configs/accelerate/, by whose processes the stages are trained; "" trains in this process.
+    """
 
     path: str = "data/tiny_base"
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
     threads: int = 2  # OpenMP threads; set explicitly, because the default suits an idle machine only
     memory_gb: float = 2.0  # needed beside what is in use; checked before anything is loaded
+    stand_in: bool = _added(False)
+    method: Literal["auto", "lora", "qlora"] = _added("lora")
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = _added("sdpa")
+    checkpointing: bool = _added(False)
+    launcher: str = _added("")
+
+    @property
+    def source(self) -> str:
+        """The folder or hub id that is loaded: `path`, or its stand-in.
+
+        Raises:
+            ValueError: if there is no stand-in for `path`.
+        """
+        if self.stand_in and self.path not in STAND_INS:
+            raise ValueError(f"model.stand_in: none is known for {self.path}; there is one for {', '.join(STAND_INS)}")
+        return STAND_INS[self.path] if self.stand_in else self.path
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """Published data for subject "benchmarks": each a hub id, or a local .jsonl, .json, .csv or .parquet file.
+
+    Columns as published: gsm8k: question, answer; mbpp: task_id, prompt (or text), code, test_list; preferences:
+    prompt, chosen, rejected; borderline: prompt, for false refusals, asked of every policy ("": not measured).
+    preferences_split: the name of its training split on the hub.
+    """
+
+    gsm8k_train: str = "openai/gsm8k"
+    gsm8k_test: str = "openai/gsm8k"
+    mbpp: str = "google-research-datasets/mbpp"
+    preferences: str = "HuggingFaceH4/ultrafeedback_binarized"
+    preferences_split: str = "train_prefs"
+    borderline: str = ""
 
 
 @dataclass(frozen=True)
 class Data:
-    """How many prompts each stage draws from the world. Test prompts: per skill, all levels."""
+    """How many prompts each stage draws. Test prompts: per skill, all levels.
+
+    subject: "world", the small world with its known truth; or "benchmarks", published problems with checkers.
+    """
 
     train_prompts: int = 800  # per round, fresh ones, over the four skills
     preference_prompts: int = 1280  # per round, fresh ones again: what the newest preference batch is collected on
     test_per_skill: int = 200
     demonstrations: int = 400  # round zero: written by the world's authors, flaws included
     prompts_file: str = ""  # a JSONL file of Prompt records that replaces the drawn training prompts
+    subject: Literal["world", "benchmarks"] = _added("world")
+    benchmarks: Benchmarks = field(default=Benchmarks(), metadata={"added": True})
+
+
+@dataclass(frozen=True)
+class Serving:
+    """An OpenAI-compatible server. urls: one or more, with commas between; kind: what may be asked of it."""
+
+    urls: str = ""
+    kind: Literal["vllm", "transformers"] = "vllm"
+    concurrency: int = 8
 
 
 @dataclass(frozen=True)
@@ -40,6 +105,9 @@ class Sampling:
     """K answers per prompt. temperature 0 is greedy. The paper: K is typically 10–30 (§4.2.2).
 
     more_for_unsolved: how often a round draws K more for the prompts whose answers have all failed.
+    by: "loop", our own, in this process, each prompt read once for its K answers; "continuous", transformers'
+    continuous batching, which fills a row's place as soon as it has ended; "server", the one that `serving` names,
+    which must serve the policy that is asked (docs/scaling.md).
     """
 
     k: int = 16
@@ -48,6 +116,8 @@ class Sampling:
     max_new_tokens: int = 96
     batch_prompts: int = 32  # prompts read at once; rows in flight are k times as many
     seed: int = 0
+    by: Literal["loop", "continuous", "server"] = _added("loop")
+    serving: Serving = field(default=Serving(), metadata={"added": True})
 
 
 @dataclass(frozen=True)
@@ -60,7 +130,11 @@ class Lora:
 
 @dataclass(frozen=True)
 class Fit:
-    """One training run. Names as in TRL. max_steps counts optimizer steps."""
+    """One training run. Names as in TRL. max_steps counts optimizer steps.
+
+    micro_batch: rows (pairs, for reward model and DPO) that a GPU takes at once; 0 leaves it to the planner. The batch
+    of an optimizer step stays per_device_train_batch_size. A CPU takes it in two halves.
+    """
 
     learning_rate: float = 2e-3
     max_steps: int = 60
@@ -69,6 +143,7 @@ class Fit:
     warmup_steps: int = 5
     adam_beta2: float = 0.95  # a short memory for a short training
     seed: int = 0
+    micro_batch: int = _added(0)
 
 
 @dataclass(frozen=True)
@@ -198,7 +273,26 @@ COURSE = dataclasses.replace(
     # Lessons 03 to 06 and 08 are about helpfulness; 07 adds safety to their run, stage by stage.
     safety=dataclasses.replace(TINY.safety, on=False, requests=240, test_requests=200),
 )  # fmt: skip
-PROFILES = {"tiny": TINY, "course": COURSE}
+# One GPU, published data. Learning rates are those usual for LoRA at this size; at least 16 GB of GPU memory for QLoRA.
+EIGHT_B = Profile(
+    name="8b",
+    model=Model("meta-llama/Llama-3.1-8B", "bfloat16", "cuda", threads=8, memory_gb=20.0, method="auto",
+                attention="auto", checkpointing=True),
+    data=Data(train_prompts=2000, preference_prompts=1000, test_per_skill=250, subject="benchmarks"),
+    sampling=Sampling(k=10, more_for_unsolved=0, max_new_tokens=512, batch_prompts=16, by="continuous"),
+    sft=Sft(fit=Fit(1e-4, 300, 32, 1024, 20, 0.999)),
+    reward=Reward(fit=Fit(5e-5, 300, 32, 1024, 20, 0.999), pairs=9600),
+    dpo=Dpo(fit=Fit(2e-5, 100, 32, 1024, 10, 0.999), pairs=3200, runs=1),
+    evaluation=EvaluationPlan(samples=4, base_samples=4, best_of_k=(1, 2, 4, 8), best_of_k_prompts=100),
+    safety=Safety(on=False, guard=Guarding("meta-llama/Llama-Guard-3-8B", "8B")),
+)  # fmt: skip
+ONE_B = dataclasses.replace(
+    EIGHT_B, name="1b",
+    model=dataclasses.replace(EIGHT_B.model, path="meta-llama/Llama-3.2-1B", memory_gb=8.0),
+    sampling=dataclasses.replace(EIGHT_B.sampling, batch_prompts=64),
+    safety=dataclasses.replace(EIGHT_B.safety, guard=Guarding("meta-llama/Llama-Guard-3-1B", "1B")),
+)  # fmt: skip
+PROFILES = {"tiny": TINY, "course": COURSE, "1b": ONE_B, "8b": EIGHT_B}
 
 
 def get_profile(name: str) -> Profile:

@@ -32,7 +32,15 @@ from llama3_lab.disk import StoreError, digest_file, disk_errors, fill_folder, r
 from llama3_lab.lock import FolderLock, Told
 from llama3_lab.profiles import Profile
 from llama3_lab.records import Checkpoint
-from llama3_lab.typed_json import digest_records, digest_settings, from_json, parse_line, to_json, to_lines
+from llama3_lab.typed_json import (
+    digest_records,
+    digest_settings,
+    from_json,
+    parse_line,
+    settings_json,
+    to_json,
+    to_lines,
+)
 
 __all__ = [
     "RunFolder", "Stage", "StoreError", "digest_records", "digest_settings", "from_json", "read_records",
@@ -280,8 +288,8 @@ class RunFolder:
             there = _flat(json.loads(read_bytes(path))["profile"])
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path}: cannot be read as settings; choose another with --out") from None
-        here = _flat(to_json(self.profile))
-        keys = [k for k in {**there, **here} if there.get(k) != here.get(k)]
+        here, needed = _flat(to_json(self.profile)), _flat(settings_json(self.profile))
+        keys = [k for k in {**there, **here} if (k in there or k in needed) and there.get(k) != here.get(k)]
         if keys:
             parts = [f"{k} (there {_shown(there, k)}, now {_shown(here, k)})" for k in keys]
             raise ValueError(

@@ -89,7 +89,8 @@ def _record_reader(cls: Any) -> Reader:
             raise _Misfit(f"must be an object with the fields of {cls.__name__}, not {_brief(data)}")
         if unknown := [name for name in data if name not in readers]:
             raise _Misfit(f"{cls.__name__} has no field {unknown[0]!r}; it has: {', '.join(readers)}")
-        if missing := [name for name in readers if name not in data]:
+        later = {f.name for f in dataclasses.fields(cls) if f.metadata.get("added")}  # they have defaults
+        if missing := [name for name in readers if name not in data and name not in later]:
             raise _Misfit(f"field {missing[0]!r} of {cls.__name__} is missing")
         values = {}
         for name, value in data.items():
@@ -157,8 +158,18 @@ def digest_records(records: Sequence[Any]) -> str:
 
 
 def digest_settings(settings: Any) -> str:
-    """Return the sha256 (hex) of a part of a profile, or of the whole."""
-    return hashlib.sha256(_dump(to_json(settings))).hexdigest()
+    """Return the sha256 (hex) of a part of a profile, or of the whole; settings added later count once they are set."""
+    return hashlib.sha256(_dump(settings_json(settings))).hexdigest()
+
+
+def settings_json(settings: Any) -> Any:
+    """Return settings as `to_json` does, without those that came later and stand at their default (profiles._added)."""
+    if not dataclasses.is_dataclass(settings):
+        return to_json(settings)
+    return {
+        f.name: settings_json(getattr(settings, f.name)) for f in dataclasses.fields(settings)
+        if not (f.metadata.get("added") and getattr(settings, f.name) == f.default)
+    }  # fmt: skip
 
 
 def parse_line(cls: type[R], line: bytes, where: str) -> R:
