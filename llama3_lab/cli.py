@@ -34,7 +34,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "runs": (1, 100), "samples": (1, 4096), "base_samples": (1, 4096), "best_of_k": (1, 4096),
     "best_of_k_prompts": (1, math.inf), "margins": (0, math.inf),
     "requests": (12, math.inf), "test_requests": (12, math.inf), "threshold": (0, 1), "examples": (1, math.inf),
-    "micro_batch": (0, math.inf), "concurrency": (1, 4096), "max_fpr": (0, 1), "more_for_unsolved": (0, 100), "adam_beta2": (0, 0.99999), "preference_prompts": (4, math.inf),
+    "micro_batch": (0, math.inf), "concurrency": (1, 4096),
+    "max_fpr": (0, 1), "more_for_unsolved": (0, 100), "adam_beta2": (0, 0.99999), "preference_prompts": (4, math.inf),
 }  # fmt: skip
 
 
