@@ -83,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="is this machine ready? PASS, WARN or FAIL, and what to do")
     doctor.add_argument("--profile", default="tiny", metavar="NAME", help=f"one of {', '.join(PROFILES)}")
+    doctor.add_argument("--set", action="append", default=[], metavar="PART.NAME=VALUE", dest="settings",
+                        help="look at the profile with this setting, as in run; may be repeated")  # fmt: skip
     doctor.set_defaults(do=_doctor)
 
     run = commands.add_parser("run", help="run the loop, or go on with a run that was stopped")
@@ -123,7 +125,10 @@ def _profile(args: argparse.Namespace) -> Profile:
 def _doctor(args: argparse.Namespace) -> int:
     from llama3_lab.doctor import examine
 
-    findings = examine(args.profile)
+    profile = get_profile(args.profile)
+    for setting in args.settings:
+        profile = override(profile, setting)
+    findings = examine(check_profile(profile))
     for finding in findings:
         print(finding)
     failed = [f.name for f in findings if f.status == "FAIL"]
@@ -134,6 +139,7 @@ def _doctor(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     profile = _profile(args)
     out = args.out or Path("runs") / f"{profile.name}-{profile.order}-seed{profile.seed}"
+    placed = _place(profile)
     _check_room(profile, out)
     if profile.data.prompts_file:
         from llama3_lab.pipeline.prompts import load_prompts
@@ -146,15 +152,48 @@ def _run(args: argparse.Namespace) -> int:
     _share_cores(profile.model.threads)
     from llama3_lab.pipeline.rounds import run_loop
 
-    report = run_loop(profile, out)
+    report = run_loop(profile, out, placed)
     write_text(out / "report.json", json.dumps(to_json(report), ensure_ascii=False, indent=1) + "\n")
     _show(report, out)
     return 0
 
 
+def _place(profile: Profile) -> Profile:
+    """Return the profile with what the planner chooses for the GPU that is here, and print the choice with its reasons.
+
+    Raises:
+        ValueError: if there is no GPU, or nothing fits on it.
+    """
+    if not profile.model.device.startswith("cuda"):
+        return profile
+    from llama3_lab import placement
+    from llama3_lab.doctor_gpu import find_card
+    from llama3_lab.doctor_hub import shape_of
+
+    card = find_card(profile.model.device)
+    if card is None:
+        raise ValueError(f"profile {profile.name} runs on {profile.model.device}, and there is no such GPU here; "
+                         f"see what is missing: llama3-lab doctor --profile {profile.name}")  # fmt: skip
+    chosen = placement.place(profile, placement.card_of(card.name, card.total_bytes), shape_of(profile))
+    print(placement.as_text(chosen), file=sys.stderr, flush=True)
+    return placement.settle(profile, chosen)
+
+
+def _room(profile: Profile) -> float:
+    """Return what a run writes, in GB."""
+    from llama3_lab.doctor import RUN_GB
+
+    if not profile.model.device.startswith("cuda"):
+        return RUN_GB
+    from llama3_lab.doctor_gpu import run_bytes
+    from llama3_lab.doctor_hub import shape_of
+
+    return run_bytes(profile, shape_of(profile)) / 1e9
+
+
 def _check_room(profile: Profile, out: Path) -> None:
     """Refuse to start where memory, the folder or the disk will not do."""
-    from llama3_lab.doctor import RUN_GB, free_disk_gb, free_memory_gb
+    from llama3_lab.doctor import free_disk_gb, free_memory_gb
 
     memory, need = free_memory_gb(), profile.model.memory_gb
     if memory < need:
@@ -163,10 +202,10 @@ def _check_room(profile: Profile, out: Path) -> None:
             f"(or lower model.memory_gb with --set, if you know better)"
         )
     refuse_place(out)  # first: a place that takes no folder, like /proc, has no room either
-    disk = free_disk_gb(out)
-    if disk < RUN_GB:
+    disk, room = free_disk_gb(out), _room(profile)
+    if disk < room:
         raise ValueError(
-            f"a run writes about {RUN_GB:g} GB and {disk:.2f} GB are free for {out}; free some space or choose "
+            f"a run writes about {room:.3g} GB and {disk:.2f} GB are free for {out}; free some space or choose "
             "another folder with --out"
         )
 

@@ -1,6 +1,7 @@
 """examine(): is this machine ready for a profile? One finding a line: PASS, WARN or FAIL, and what to do.
 
-A WARN is worth reading and stops nothing; a FAIL stops a run. Nothing is changed, nothing downloaded.
+A WARN is worth reading and stops nothing; a FAIL stops a run. Nothing is changed, nothing downloaded. What only a
+profile for a GPU, or with published data, needs is looked at in doctor_gpu.py and doctor_hub.py.
 """
 
 from __future__ import annotations
@@ -9,33 +10,21 @@ import hashlib
 import importlib.metadata as metadata
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from llama3_lab import doctor_gpu, doctor_hub
+from llama3_lab.findings import Finding, free_disk_gb, free_memory_gb
+from llama3_lab.paper.architecture import Architecture
 from llama3_lab.profiles import Profile, get_profile
 
+__all__ = ["RUN_GB", "Finding", "examine", "free_disk_gb", "free_memory_gb", "pinned"]
 ROOT = Path(__file__).resolve().parent.parent
 RUN_GB = 0.2  # what a TINY run writes: about 20 checkpoints of 4 MB, and the answers
 NEEDED = ("torch", "transformers", "trl", "peft", "tokenizers", "pydantic-monty")  # these decide the figures
 GATED = "meta-llama/Llama-3.1-8B"
 SECONDS = 3.0  # to wait for the hub
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What was looked at, what was found, and, unless it passed, what to do."""
-
-    name: str
-    status: Literal["PASS", "WARN", "FAIL"]
-    found: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.status:<5} {self.name:<14} {self.found}" + (f"; {self.remedy}" if self.remedy else "")
 
 
 def examine(profile: str | Profile = "tiny") -> list[Finding]:
@@ -48,29 +37,16 @@ def examine(profile: str | Profile = "tiny") -> list[Finding]:
     looks: list[Callable[[Profile], Iterator[Finding]]] = [
         _python, _packages, _device, _threads, _memory, _disk, _base_model, _sandbox, _gated,
     ]  # fmt: skip
+    if _is_large(settings):
+        looks = [_python, _packages, _threads, _sandbox, _memory, _gpu_and_disk, _hub]
     return [finding for look in looks for finding in look(settings)]
 
 
-def free_memory_gb() -> float:
-    """Return the memory that a new process may still use, in GB (10⁹ bytes), a container's limit counted."""
-    import psutil
-
-    free = float(psutil.virtual_memory().available)
-    try:
-        limit = (Path("/sys/fs/cgroup") / "memory.max").read_text().strip()
-        used = (Path("/sys/fs/cgroup") / "memory.current").read_text().strip()
-        free = min(free, float(limit) - float(used)) if limit != "max" else free
-    except (OSError, ValueError):
-        pass
-    return free / 1e9
-
-
-def free_disk_gb(folder: Path) -> float:
-    """Return the room on the disk that `folder` is on or will be on, in GB (10⁹ bytes)."""
-    at = folder.absolute()
-    while not at.exists():
-        at = at.parent
-    return shutil.disk_usage(at).free / 1e9
+def _is_large(profile: Profile) -> bool:
+    """Whether a profile is for a GPU, takes a model that is not the project's, or published data."""
+    model, folder = profile.model, Path(profile.model.path)
+    ours = model.path.startswith("data/") or (folder.is_dir() and folder.resolve().is_relative_to(ROOT))
+    return not model.device.startswith("cpu") or profile.data.subject != "world" or model.stand_in or not ours
 
 
 def pinned() -> dict[str, str]:
@@ -224,6 +200,42 @@ def _sandbox(profile: Profile) -> Iterator[Finding]:
         yield Finding("sandbox", "PASS", "right, wrong and endless programs are told apart")
     else:
         yield Finding("sandbox", "FAIL", f"right, wrong, endless program gave {outcomes}", "reinstall pydantic-monty")
+
+
+def _gpu_and_disk(profile: Profile) -> Iterator[Finding]:
+    """The card and what fits on it; and the disks, where the model's shape says how much is written."""
+    model = None
+    try:
+        model = doctor_hub.shape_of(profile)
+    except ValueError as error:
+        path = profile.model.path
+        if doctor_hub.is_local(path):
+            yield Finding("model", "FAIL", str(error), "set model.path to a model's folder or hub id")
+        else:
+            remedy = f"hf download {path} config.json, then ask again"
+            yield Finding("model", "WARN", f"the shape of {path} is not known, so that nothing is placed", remedy)
+    if profile.model.device.startswith("cuda"):
+        yield from _gpu(profile, model)
+    else:
+        yield Finding("gpu", "PASS", f"not needed: profile {profile.name} uses {profile.model.device}")
+    if model:
+        missing = doctor_hub.to_download(profile)
+        yield from doctor_gpu.disk_findings(profile, model, doctor_hub.cache_folder(), missing, Path("runs"))
+
+
+def _gpu(profile: Profile, model: Architecture | None) -> Iterator[Finding]:
+    try:
+        card, build = doctor_gpu.find_card(profile.model.device), doctor_gpu.cuda_build()
+    except ImportError as error:
+        yield Finding("gpu", "FAIL", f"torch does not import: {error}", "install it again")
+        return
+    yield from doctor_gpu.gpu_findings(profile, card, build, model)
+
+
+def _hub(profile: Profile) -> Iterator[Finding]:
+    """The weights, their licence, and the data sets."""
+    yield from _base_model(profile) if profile.model.path.startswith("data/") else doctor_hub.hub_findings(profile)
+    yield from doctor_hub.data_findings(profile)
 
 
 def _gated(profile: Profile) -> Iterator[Finding]:

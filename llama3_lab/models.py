@@ -5,32 +5,42 @@ Shapes: `B` rows, `T` tokens, `D` width, `V` vocabulary, `N` answer tokens of a 
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from llama3_lab.profiles import Lora, Model
+from llama3_lab.profiles import STAND_INS, Lora, Model
 from llama3_lab.special_tokens import LOOK_ALIKES, TRAINED_SPECIAL, prepare_special_rows, untrained_ids
 from llama3_lab.tokenizer import CHAT_TEMPLATE
 from llama3_lab.world.corpus import base_text
 
 __all__ = [
-    "Policy", "RewardModel", "answer_logprobs", "encode_answers", "encode_prompt", "load_policy", "load_reward_model",
-    "lora_config", "new_reward_model", "pad_rows", "plain_ids", "prepare_special_rows", "quiet", "stop_ids",
-    "token_logprobs", "untrained_ids",
+    "Policy", "RewardModel", "answer_logprobs", "apply_special_rows", "attention_of", "encode_answers",
+    "encode_prompt", "load_policy", "load_reward_model", "lora_config", "merge_16_bit", "new_reward_model",
+    "pad_rows", "plain_ids", "prepare_special_rows", "quiet", "save_special_rows", "stop_ids", "token_logprobs",
+    "untrained_ids",
 ]  # fmt: skip
 Style = Literal["chat", "base"]
 EncodedRow = tuple[list[int], list[int]]  # token ids of a prompt and of an answer
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it; it tells of kernels that it lacks
 END_OF_TURN = "<|eot_id|>"
 PAD = "<|finetune_right_pad_id|>"
 STAND_IN = "data/tiny_base"
+SPECIAL_ROWS = "special_rows.safetensors"
+PARENT = "parent.json"  # in a folder that holds an adapter only
+MOST_TOKENS = 16384  # read at once where log-probabilities are taken
+MOST_LOGITS = 2**28  # held at once
 
 
 @dataclass(frozen=True)
@@ -51,16 +61,18 @@ class RewardModel:
     name: str
 
 
-def load_policy(path: str | Path, settings: Model, name: str = "") -> Policy:
+def load_policy(path: str | Path, settings: Model, name: str = "", four_bit: bool = False) -> Policy:
     """Return the policy in a folder (or on the hub); sets the number of threads.
+
+    four_bit: its linear layers in 4 bits, as QLoRA's frozen base has them; for training only.
 
     Raises:
         ValueError: if there is no such folder, it holds no model, the weights need a licence, or
-            they are neither on this machine nor within reach.
+            they are neither on this machine nor within reach; four_bit, without bitsandbytes.
     """
     from transformers import AutoModelForCausalLM
 
-    model, tokenizer = _load(AutoModelForCausalLM, path, settings)
+    model, tokenizer = _load(AutoModelForCausalLM, path, settings, **_quantized(settings, four_bit))
     return Policy(model, tokenizer, name or Path(path).name)
 
 
@@ -78,32 +90,120 @@ def load_reward_model(path: str | Path, settings: Model, name: str = "") -> Rewa
     return RewardModel(model, tokenizer, name or Path(path).name)
 
 
-def new_reward_model(path: str | Path, settings: Model, seed: int) -> RewardModel:
-    """Return the policy at `path` with a new reward head instead of its output layer.
+def new_reward_model(path: str | Path, settings: Model, seed: int, four_bit: bool = False) -> RewardModel:
+    """Return the policy at `path` with a new reward head instead of its output layer; `four_bit` as in load_policy.
 
     The head is drawn from `seed`, so small that first rewards lie near 0 (a first loss near log 2).
     """
     from transformers import AutoModelForSequenceClassification
 
-    model, tokenizer = _load(AutoModelForSequenceClassification, path, settings, num_labels=1)
+    more = {"num_labels": 1, **_quantized(settings, four_bit)}
+    model, tokenizer = _load(AutoModelForSequenceClassification, path, settings, **more)
     noise_D = torch.randn(model.score.weight.shape, generator=torch.Generator().manual_seed(seed))
     model.score.weight.data.copy_(noise_D * 0.01)
     model.config.pad_token_id = tokenizer.pad_token_id
     return RewardModel(model, tokenizer, Path(path).name)
 
 
+def _quantized(settings: Model, four_bit: bool) -> dict[str, Any]:
+    """Return how to load a base in 4 bits (NF4, its scales quantised too), or nothing; embeddings and heads stay."""
+    if not four_bit:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("model.method is qlora, and bitsandbytes is not installed: pip install -e '.[qlora]', "
+                         "or --set model.method=lora")  # fmt: skip
+    from transformers import BitsAndBytesConfig
+
+    how = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, settings.dtype), llm_int8_skip_modules=["lm_head", "score"],
+    )  # fmt: skip
+    return {"quantization_config": how, "device_map": {"": settings.device}}
+
+
+def attention_of(settings: Model) -> str:
+    """Return the attention that is used: flash_attention_2 for "auto" on a GPU that has it installed, else sdpa.
+
+    Raises:
+        ValueError: if flash_attention_2 is asked for and cannot be had.
+    """
+    there = importlib.util.find_spec("flash_attn") is not None
+    on_gpu = settings.device.startswith("cuda") and settings.dtype == "bfloat16"
+    if settings.attention == "flash_attention_2" and not (there and on_gpu):
+        what = "flash-attn is not installed" if not there else "it needs device cuda and dtype bfloat16"
+        raise ValueError(f"model.attention=flash_attention_2: {what}; use sdpa, which needs nothing")
+    if settings.attention == "auto":
+        return "flash_attention_2" if there and on_gpu else "sdpa"
+    return settings.attention
+
+
 def _load(kind: Any, path: str | Path, settings: Model, **more: Any) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
     where = _check_path(str(path))
+    if parent := _parent_of(Path(where)):
+        model, _ = _load(kind, parent, settings, **more)
+        return _with_adapter(model, Path(where)), _complete(AutoTokenizer.from_pretrained(where), where)
     torch.set_num_threads(settings.threads)
+    if settings.device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise ValueError(f"model.device is {settings.device} and there is no CUDA here; use a machine with a GPU, "
+                             "or --profile tiny, which needs none")  # fmt: skip
+        more.setdefault("device_map", {"": settings.device})  # straight to the card, not through the host's memory
+    more |= {"dtype": getattr(torch, settings.dtype), "attn_implementation": attention_of(settings)}
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(where)
-            model = kind.from_pretrained(where, dtype=getattr(torch, settings.dtype), **more)
+            model = kind.from_pretrained(where, **more)
         except OSError as error:
             raise ValueError(_explain(where, error)) from error
-    return model.to(settings.device).eval(), _complete(tokenizer, where)
+    return (model if "device_map" in more else model.to(settings.device)).eval(), _complete(tokenizer, where)
+
+
+def write_parent(folder: Path, parent: str | Path, model: Any) -> None:
+    """Say in a folder that holds an adapter only what it belongs on, by a path relative to it or by a hub id."""
+    place = os.path.relpath(Path(parent).resolve(), folder.resolve()) if Path(parent).is_dir() else str(parent)
+    (folder / PARENT).write_text(json.dumps({"parent": place}) + "\n")
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+
+
+def _parent_of(folder: Path) -> str:
+    """Return what the adapter in a folder belongs on; "" for a folder with weights of its own, or a hub id."""
+    if not (folder / PARENT).is_file():
+        return ""
+    place = str(json.loads((folder / PARENT).read_text())["parent"])
+    return str(folder / place) if place.startswith(".") else place
+
+
+def _with_adapter(model: Any, folder: Path) -> Any:
+    """Return the model with the adapter in `folder` merged, and the rows that lie beside it."""
+    from peft import PeftModel
+
+    with quiet():
+        apply_special_rows(model, folder / "adapter")
+        merged = PeftModel.from_pretrained(model, folder / "adapter").merge_and_unload()
+    merged.config.architectures = [type(merged).__name__]
+    merged.name_or_path = merged.config._name_or_path = str(folder)  # the parent of what is trained on it
+    return merged.eval()
+
+
+def write_merged(folder: Path, settings: Model, out: Path) -> None:
+    """Write the weights and the config of a folder that holds an adapter only, merged, into `out`."""
+    config = json.loads((folder / "config.json").read_text())
+    reward = any("SequenceClassification" in a for a in config.get("architectures") or ())
+    model = (load_reward_model(folder, settings) if reward else load_policy(folder, settings)).model
+    with quiet():
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.eos_token_id = stop_ids(load_tokenizer(folder))
+        model.save_pretrained(out)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer in a folder, with Llama 3.1's pad token and chat template where it lacks them."""
+    from transformers import AutoTokenizer
+
+    return _complete(AutoTokenizer.from_pretrained(folder), str(folder))
 
 
 def _check_path(path: str) -> str:
@@ -130,11 +230,16 @@ def _explain(where: str, error: BaseException) -> str:
         return (
             f"{where}: these weights need a licence (or the name is wrong): accept it on the model's page at "
             f"huggingface.co/{where}, then set HF_TOKEN to a token of that account; "
-            f"or set model.path={STAND_IN}, which needs neither"
+            f"or set {_instead(where)}: no licence page there"
         )
     if re.search(r"Offline|LocalEntryNotFound|IncompleteSnapshot|onnect", text):
-        return f"{where}: not on this machine, and the hub is out of reach: download it or set model.path={STAND_IN}"
+        return f"{where}: not on this machine, and the hub is out of reach: download it or set {_instead(where)}"
     return f"{where}: cannot be loaded: {str(error).strip().splitlines()[0][:200]}"
+
+
+def _instead(where: str) -> str:
+    copy = "model.stand_in=true, a copy of the same shape, or " if where in STAND_INS else ""
+    return f"{copy}model.path={STAND_IN}"
 
 
 def _complete(tokenizer: Any, where: str) -> Any:
@@ -154,8 +259,6 @@ def _complete(tokenizer: Any, where: str) -> Any:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence what transformers, PEFT, TRL and datasets print about themselves, and only inside."""
-    import logging
-
     from transformers.utils import logging as hf
 
     level, chatty = hf.get_verbosity(), hf.is_progress_bar_enabled()
@@ -228,6 +331,47 @@ def lora_config(how: Lora, task: Literal["CAUSAL_LM", "SEQ_CLS"], modules_to_sav
     )  # fmt: skip
 
 
+def merge_16_bit(trained: Any, parent: str | Path, adapter: Path, settings: Model) -> Any:
+    """Return `parent` in 16 bits with the adapter merged: an adapter trained over 4 bits would be rounded to them.
+
+    trained: the model in 4 bits; its embeddings and output layer, which are not, are taken over as they stand.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    scores = "SequenceClassification" in type(trained.get_base_model()).__name__
+    kind, more = (AutoModelForSequenceClassification, {"num_labels": 1}) if scores else (AutoModelForCausalLM, {})
+    model, _ = _load(kind, parent, replace(settings, device="cpu"), **more)
+    # On the CPU: the card holds the 4-bit model still.
+    there, ours = dict(trained.get_base_model().named_parameters()), dict(model.named_parameters())
+    for name in ("model.embed_tokens.weight", "lm_head.weight", "score.weight"):
+        if name in there and name in ours:
+            ours[name].data.copy_(there[name].data)
+    model.config.pad_token_id = trained.config.pad_token_id
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def save_special_rows(model: Any, ids: Sequence[int], adapter: Path) -> None:
+    """Write rows of the embedding and the output layer beside an adapter that was trained over them, and lacks them."""
+    from safetensors.torch import save_file
+
+    layers = {"embed_tokens": model.get_input_embeddings(), "lm_head": model.get_output_embeddings()}
+    rows = {n: layer.weight.data[list(ids)].cpu().contiguous() for n, layer in layers.items() if layer is not None}
+    save_file({"ids": torch.tensor(list(ids)), **rows}, adapter / SPECIAL_ROWS)
+
+
+def apply_special_rows(model: Any, adapter: Path) -> None:
+    """Put the rows that lie beside an adapter into its base, in place; nothing where there are none."""
+    from safetensors.torch import load_file
+
+    if not (adapter / SPECIAL_ROWS).is_file():
+        return
+    rows = load_file(adapter / SPECIAL_ROWS)
+    for name, layer in (("embed_tokens", model.get_input_embeddings()), ("lm_head", model.get_output_embeddings())):
+        if layer is not None and name in rows:
+            layer.weight.data[rows["ids"]] = rows[name].to(layer.weight.data)
+
+
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, device: Any = "cpu") -> tuple[Tensor, Tensor]:
     """Return ids_BT, right-padded, and its attention mask (1 on tokens)."""
     width = max(map(len, rows))
@@ -256,13 +400,24 @@ def token_logprobs(
 
     Answer tokens among `ignored` are read but do not count. Batches hold rows of like lengths.
     """
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]) + len(encoded[i][1]))
+    lengths = [len(prompt) + len(answer) for prompt, answer in encoded]
     out = [0.0] * len(encoded)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in batches(lengths, batch_size):
         for i, value in zip(batch, _sum_logprobs(policy, [encoded[i] for i in batch], ignored), strict=True):
             out[i] = value
     return out
+
+
+def batches(lengths: Sequence[int], most_rows: int, most_tokens: int = MOST_TOKENS) -> Iterator[list[int]]:
+    """Yield row numbers, shortest first, in batches of at most so many rows and padded tokens; one row at least."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and (len(batch) == most_rows or (len(batch) + 1) * lengths[i] > most_tokens):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 @torch.inference_mode()
@@ -274,9 +429,13 @@ def _sum_logprobs(policy: Policy, batch: Sequence[EncodedRow], ignored: Sequence
         answer_BT[row, : len(prompt)] = False
     answer_BT &= ~torch.isin(ids_BT, torch.tensor(ignored, dtype=torch.long, device=model.device))
     hidden_BTD = model.model(ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
-    # Only the positions that predict an answer token go through the output layer.
-    logits_NV = model.lm_head(hidden_BTD[:, :-1][answer_BT[:, 1:]]).float()
-    nll_N = torch.nn.functional.cross_entropy(logits_NV, ids_BT[:, 1:][answer_BT[:, 1:]], reduction="none")
+    # Only the positions that predict an answer token go through the output layer, and not too many at once.
+    hidden_ND, wanted_N = hidden_BTD[:, :-1][answer_BT[:, 1:]], ids_BT[:, 1:][answer_BT[:, 1:]]
+    some = max(1, MOST_LOGITS // model.config.vocab_size)
+    nll_N = torch.cat([
+        torch.nn.functional.cross_entropy(model.lm_head(hidden_SD).float(), wanted_S, reduction="none")
+        for hidden_SD, wanted_S in zip(hidden_ND.split(some), wanted_N.split(some), strict=True)
+    ])  # fmt: skip
     owner_N = answer_BT[:, 1:].nonzero()[:, 0]
     sums_B = torch.zeros(len(batch), device=nll_N.device).index_add_(0, owner_N, nll_N)
     return (-sums_B).tolist()

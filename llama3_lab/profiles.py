@@ -32,7 +32,9 @@ class Model:
     stand_in: take the ungated copy of `path` (STAND_INS) instead. method: LoRA on 16-bit weights, or on 4-bit ones
     (QLoRA; bitsandbytes); "auto": LoRA where the planner says that it fits. attention: "auto" is flash_attention_2
     where it is installed, on a GPU, else sdpa. checkpointing: run layers again in the backward pass. launcher: a file
-    of configs/accelerate/, by whose processes the stages are trained; "" trains in this process.
+    of configs/accelerate/, by whose processes the stages are trained; "" trains in this process. keep: what a stage
+    leaves, "merged" weights, which any program reads, or "adapters" and the name of what they belong on: a hundredth
+    of the room at 8B, and merged whenever they are loaded (QLoRA's are always merged).
     """
 
     path: str = "data/tiny_base"
@@ -45,6 +47,7 @@ class Model:
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = _added("sdpa")
     checkpointing: bool = _added(False)
     launcher: str = _added("")
+    keep: Literal["merged", "adapters"] = _added("merged")
 
     @property
     def source(self) -> str:
@@ -151,12 +154,14 @@ class Sft:
     """Supervised finetuning from the base; loss on the answer only (§4.1.3).
 
     special_rows: first prepare the base's untrained special-token rows (special_tokens.py). False leaves them as
-    they are: a known trap, kept so that it can be shown.
+    they are: a known trap, kept so that it can be shown. embeddings: they and the output layer train in full too. At
+    8B they are a billion weights, and without them the prepared rows and LoRA have to do.
     """
 
     fit: Fit = field(default_factory=lambda: Fit(learning_rate=4e-3, max_steps=120))
     lora: Lora = field(default_factory=Lora)
     special_rows: bool = True
+    embeddings: bool = _added(True)
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,7 @@ class Reward:
     """Bradley–Terry without margin (§4.1.2) on pairs of at least `min_strength`.
 
     margins: Llama 2's term, left out by Llama 3: by how many logits the better answer must win, one number for
-    each of `records.STRENGTHS`, weakest first. Empty: no margin.
+    each of `records.STRENGTHS`, weakest first. Empty: no margin. embeddings: as in `Sft`.
     """
 
     fit: Fit = field(default_factory=lambda: Fit(learning_rate=4e-3, max_steps=100))
@@ -175,6 +180,7 @@ class Reward:
         "marginally better", "slightly better", "better", "significantly better"
     ] = "better"
     margins: tuple[float, ...] = ()
+    embeddings: bool = _added(True)
 
 
 @dataclass(frozen=True)
@@ -273,15 +279,15 @@ COURSE = dataclasses.replace(
     # Lessons 03 to 06 and 08 are about helpfulness; 07 adds safety to their run, stage by stage.
     safety=dataclasses.replace(TINY.safety, on=False, requests=240, test_requests=200),
 )  # fmt: skip
-# One GPU, published data. Learning rates are those usual for LoRA at this size; at least 16 GB of GPU memory for QLoRA.
+# One GPU, published data. Learning rates are those usual for LoRA at this size; the 8B needs a card of 24 GB.
 EIGHT_B = Profile(
     name="8b",
     model=Model("meta-llama/Llama-3.1-8B", "bfloat16", "cuda", threads=8, memory_gb=20.0, method="auto",
-                attention="auto", checkpointing=True),
+                attention="auto", checkpointing=True, keep="adapters"),
     data=Data(train_prompts=2000, preference_prompts=1000, test_per_skill=250, subject="benchmarks"),
     sampling=Sampling(k=10, more_for_unsolved=0, max_new_tokens=512, batch_prompts=16, by="continuous"),
-    sft=Sft(fit=Fit(1e-4, 300, 32, 1024, 20, 0.999)),
-    reward=Reward(fit=Fit(5e-5, 300, 32, 1024, 20, 0.999), pairs=9600),
+    sft=Sft(fit=Fit(1e-4, 300, 32, 1024, 20, 0.999), embeddings=False),
+    reward=Reward(fit=Fit(5e-5, 300, 32, 1024, 20, 0.999), pairs=9600, embeddings=False),
     dpo=Dpo(fit=Fit(2e-5, 100, 32, 1024, 10, 0.999), pairs=3200, runs=1),
     evaluation=EvaluationPlan(samples=4, base_samples=4, best_of_k=(1, 2, 4, 8), best_of_k_prompts=100),
     safety=Safety(on=False, guard=Guarding("meta-llama/Llama-Guard-3-8B", "8B")),

@@ -7,6 +7,7 @@ fields of `RunReport` below, under the same names (tuples become lists).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +22,14 @@ STRENGTHS: tuple[Strength, ...] = (
 )
 SKILLS = ("arithmetic", "programs", "orderings", "conversation")
 CHECKABLE = ("arithmetic", "programs", "orderings")
+BENCHMARKS = ("gsm8k", "mbpp", "humaneval")  # published problems with checkers of their own
+DECIDED = (*CHECKABLE, *BENCHMARKS)  # skills whose answers a checker decides
+
+
+def in_order(skills: Iterable[str]) -> tuple[str, ...]:
+    """Return skills, each once: the small world's in their order, then the others by name."""
+    found = set(skills)
+    return (*(s for s in SKILLS if s in found), *sorted(found - set(SKILLS)))
 
 
 @dataclass(frozen=True)

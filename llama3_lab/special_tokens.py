@@ -34,15 +34,18 @@ def untrained_ids(tokenizer: Any) -> list[int]:
     return sorted(i for i, content in ids.items() if content not in TRAINED_SPECIAL)
 
 
-def prepare_special_rows(model: Any, tokenizer: Any, seed: int) -> None:
+def prepare_special_rows(model: Any, tokenizer: Any, seed: int) -> list[int]:
     """Give the untrained tokens of a base's chat format rows from which finetuning can start; in place.
+
+    Returns the ids of the rows that were changed.
 
     Tokens in LOOK_ALIKES: embedding and output row become copies of trained tokens' rows, plus
     noise of a tenth of the trained rows' spread. The other untrained ones (`untrained_ids`: pad,
     reserved, python_tag, ...): the embedding becomes the mean trained row plus such noise; the
     output row stays, since nobody should say them. A role word that is a single token and that the
     corpus never held (its embedding is as short as the special tokens') is treated like a
-    LOOK_ALIKES token. A reward model has no output rows.
+    LOOK_ALIKES token. A reward model has no output rows. Where both are one matrix (Llama 3.2's 1B), LOOK_ALIKES
+    tokens get what is said like, and the rest stay.
     """
     generator = torch.Generator().manual_seed(seed)
     untrained = untrained_ids(tokenizer)
@@ -55,11 +58,12 @@ def prepare_special_rows(model: Any, tokenizer: Any, seed: int) -> None:
         rows_VD = layer.weight.data[: len(tokenizer)]
         mean_D, spread_D = rows_VD[trained].mean(0), rows_VD[trained].std(0)
         plan = {_last_id(tokenizer, t): rows_VD[_last_id(tokenizer, like[layer is head])] for t, like in copies.items()}
-        if layer is embedding:
+        if layer is embedding and (head is None or head.weight is not layer.weight):
             plan |= dict.fromkeys(rest, mean_D)
         for i, row_D in plan.items():
             noise_D = torch.randn(row_D.shape, generator=generator).to(row_D)
             rows_VD[i] = row_D + noise_D * spread_D * NOISE
+    return sorted({_last_id(tokenizer, t) for t in copies} | set(rest))
 
 
 def _last_id(tokenizer: Any, text: str) -> int:

@@ -31,7 +31,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 0.0)
     asked = []
 
-    def run_loop(profile, out):
+    def run_loop(profile, out, placed=None):
         asked.append((profile, out))
         RunFolder(out, profile).close()
         return REPORT
@@ -198,7 +198,7 @@ def test_a_damaged_report_is_named(place, capsys, content):
     ],
 )
 def test_an_error_from_the_loop_is_one_line(place, capsys, monkeypatch, error, words):
-    def run_loop(profile, out):
+    def run_loop(profile, out, placed=None):
         raise error
 
     fake(monkeypatch, "llama3_lab.pipeline.rounds", run_loop=run_loop)
@@ -211,7 +211,7 @@ def test_an_error_from_the_loop_is_one_line(place, capsys, monkeypatch, error, w
 
 
 def test_an_error_of_ours_keeps_its_traceback(place, monkeypatch):
-    def run_loop(profile, out):
+    def run_loop(profile, out, placed=None):
         raise RuntimeError("shapes do not match")
 
     fake(monkeypatch, "llama3_lab.pipeline.rounds", run_loop=run_loop)
@@ -220,7 +220,7 @@ def test_an_error_of_ours_keeps_its_traceback(place, monkeypatch):
 
 
 def test_ctrl_c_says_that_the_same_command_resumes(place, capsys, monkeypatch):
-    def run_loop(profile, out):
+    def run_loop(profile, out, placed=None):
         raise KeyboardInterrupt
 
     fake(monkeypatch, "llama3_lab.pipeline.rounds", run_loop=run_loop)

@@ -109,8 +109,69 @@ def test_a_mistake_is_one_line_and_status_2(capsys, wrong, words):
     assert said.out == "" and said.err.count("\n") == 1 and words in said.err
 
 
-def test_it_takes_under_a_second_and_no_torch():
-    code = ("import sys; from llama3_lab.cli import main; code = main(['plan', '--model', '70b', '--fit']); "
+def plan_profile(capsys, *more: str) -> str:
+    assert cli.main(["plan", "--profile", *more]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_profile_is_placed_stage_by_stage_with_time_and_cost(capsys):
+    text = plan_profile(capsys, "8b", "--gpu", "A100-80GB")
+    placed, priced = text.split("Expected time and cost:")
+    for stage in ("sft", "reward", "dpo", "sample"):
+        assert re.search(rf"^  {stage} .* of 79\.2 GiB", placed, re.M)
+        assert re.search(rf"^  {stage} .* hours on one A100-80GB, .* USD at assumed rents$", priced, re.M)
+    assert "one training (of 8 in a run), 9,600 rows" in priced, "300 steps of 32"
+    assert "candidates of one round, 20,000 answers" in priced, "10 each to 2,000 prompts"
+    assert "time and cost: name a card" in plan_profile(capsys, "8b", "--gpu", "24GB")
+
+
+def test_a_profile_s_json_says_the_same(capsys):
+    found = json.loads(plan_profile(capsys, "8b", "--gpu", "RTX 4090", "--json"))
+    text = plan_profile(capsys, "8b", "--gpu", "RTX 4090")
+    assert found["profile"] == "8b" and found["gpu_gib"] == 23.5 and found["method"] == "lora"
+    for stage in found["stages"]:
+        assert stage["reason"] in text and stage["batch"] % stage["micro_batch"] == 0
+        assert stage["peak_allocated_gib"] < stage["needed_gib"] <= 23.5
+        assert sum(stage["parts"].values()) == pytest.approx(stage["peak_allocated_gib"], abs=0.01)
+        low, high = stage["costs"]["hours"]
+        assert 0 < low < high
+    assert [s["times"] for s in found["stages"]] == [8, 3, 3, 3]
+
+
+def test_a_profile_s_settings_decide(capsys):
+    assert ": qlora, as model.method says" in plan_profile(capsys, "8b", "--set", "model.method=qlora")
+    assert "2 rows of 512 tokens" in plan_profile(
+        capsys, "1b", "--set", "sft.micro_batch=2", "--set", "sft.max_length=512"
+    )
+    assert plan_profile(capsys, "1b", "--set", "model.stand_in=true").startswith("unsloth/Llama-3.2-1B on 24 GB")
+
+
+@pytest.mark.parametrize("name", ["tiny", "course"])
+def test_a_profile_for_a_cpu_is_not_placed(capsys, name):
+    assert plan_profile(capsys, name) == f"profile {name} runs on a CPU; nothing to place\n"
+    assert json.loads(plan_profile(capsys, name, "--json"))["stages"] == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [([], "give --model"), (["--profile", "9b"], "unknown profile '9b'"),
+     (["--profile", "8b", "--set", "model.method=full"], "must be one of auto, lora, qlora"),
+     (["--profile", "8b", "--set", "sft.embedding=no"], "unknown setting"),
+     (["--profile", "8b", "--gpu", "4GB"], "does not fit on 4 GB"),
+     (["--profile", "8b", "--seq", "512"], "--seq is not for --profile"),
+     (["--profile", "8b", "--model", "8b"], "--model is not for --profile"),
+     (["--profile", "8b", "--set", "model.path=owner/other"], "no model 'owner/other'"),
+     (["--model", "8b", "--set", "sft.max_length=512"], "--set changes a profile's settings")],
+)  # fmt: skip
+def test_a_mistake_about_a_profile_is_one_line_and_status_2(capsys, wrong, words):
+    assert cli.main(["plan", *wrong]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and words in said.err
+
+
+@pytest.mark.parametrize("what", [["--model", "70b", "--fit"], ["--profile", "8b"]])
+def test_it_takes_under_a_second_and_no_torch(what):
+    code = (f"import sys; from llama3_lab.cli import main; code = main(['plan', *{what}]); "
             "print(code, sorted({'torch', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules)))")  # fmt: skip
     seconds = []
     for _ in range(3):

@@ -251,8 +251,8 @@ def test_a_margin_is_what_trl_subtracts(tmp_path):
 def test_reward_refuses_a_pad_that_ends_texts(monkeypatch, tmp_path):
     original = training.new_reward_model
 
-    def spoiled(*args):
-        made = original(*args)
+    def spoiled(*args, **more):
+        made = original(*args, **more)
         made.tokenizer.pad_token = made.tokenizer.eos_token
         return made
 

@@ -20,6 +20,7 @@ from llama3_lab.records import Check, Outcome, Prompt, Verdict
 
 SKILL = "gsm8k"
 HUB = Source("openai/gsm8k", "train", config="main")
+_MARK = re.compile(r"<<[^<>\n]*>>")
 _FINAL = re.compile(r"(?:####|\nA:)[ \t]*([^\n]+?)[ \t]*\Z")
 
 
@@ -48,6 +49,20 @@ def to_prompt(row: Row) -> Prompt:
     steps = tuple(mark.equation for mark in find_annotations(answer))
     check = Check("number", write_number(value), steps)
     return Prompt(prompt_id(SKILL, row), SKILL, question, row.split, max(1, len(steps)), check)
+
+
+def solutions(source: Source = HUB) -> dict[str, str]:
+    """Return each question's own solution, in the course's form: its working without calculator's marks, "Answer: 42".
+
+    Raises:
+        ValueError: as `load_gsm8k`.
+    """
+    out = {}
+    for row in read_rows(source):
+        prompt, answer = to_prompt(row), row.text("answer").strip()
+        working = _MARK.sub("", _FINAL.sub("", answer)).strip()
+        out[prompt.text] = f"{working}\nAnswer: {prompt.check.answer}" if working else f"Answer: {prompt.check.answer}"
+    return out
 
 
 def check(prompt: Prompt, text: str, strict: bool = True) -> Verdict:

@@ -1,4 +1,7 @@
-"""`llama3-lab plan`: what a recipe needs on a card, where the bytes go, what it costs, what to change if it fails."""
+"""`llama3-lab plan`: what a recipe needs on a card, where the bytes go, what it costs, what to change if it fails.
+
+With --profile: where each of its stages goes on the card, why, how long it takes and what that costs.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import json
 import shutil
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,8 +18,12 @@ if TYPE_CHECKING:
     from llama3_lab.paper.costs import Costs
     from llama3_lab.paper.memory import Plan
     from llama3_lab.paper.recipe import Recipe
+    from llama3_lab.placement import Placement, StagePlace
+    from llama3_lab.profiles import Profile
 
 BAR = 30  # columns of the largest bar
+SAME = ("stage", "method", "seq", "micro_batch", "lora_r", "lora_dropout", "checkpointing", "packing", "logits",
+        "optimizer", "kernels", "attention", "reference", "prompt", "samples", "shared_prompt")  # fmt: skip
 
 
 def add(commands: Any) -> None:
@@ -24,7 +32,10 @@ def add(commands: Any) -> None:
 
     parser = commands.add_parser("plan", help="does it fit on one GPU? peak memory by part, time and cost")
     text, number = parser.add_argument, _adder(parser)
-    text("--model", required=True, metavar="NAME", help="e.g. 8b, llama-3.2-1b, mistral-7b, or a config.json")
+    text("--model", metavar="NAME", help="e.g. 8b, llama-3.2-1b, mistral-7b, or a config.json")
+    text("--profile", metavar="NAME", help="in place of a model: all stages of a profile, e.g. 8b or 1b")
+    text("--set", action="append", default=[], metavar="PART.NAME=VALUE", dest="settings",
+         help="of --profile: change a setting, e.g. --set sft.max_length=2048; may be repeated")  # fmt: skip
     text("--stage", default="sft", metavar="NAME", help=_names(r.Stage))
     text("--method", default="lora", metavar="NAME", help=_names(r.Method))
     text("--gpu", default="24GB", metavar="NAME", help="its memory, like 24GB, or a name, like H100")
@@ -46,7 +57,7 @@ def add(commands: Any) -> None:
     number("--examples", 10_000, "rows, or pairs, or answers, that time and cost are for")
     text("--fit", action="store_true", help="find the largest micro-batch and the longest rows that fit")
     text("--json", action="store_true", help="print JSON instead of text")
-    parser.set_defaults(do=show)
+    parser.set_defaults(do=show, default_of=parser.get_default)
 
 
 def _adder(parser: argparse.ArgumentParser) -> Any:
@@ -62,6 +73,12 @@ def _names(kind: Any) -> str:
 
 def show(args: argparse.Namespace) -> int:
     """Print the plan; ValueError, one line, for an unknown model or GPU, or a number or name that cannot be."""
+    if args.profile:
+        return _show_profile(args)
+    if args.settings:
+        raise ValueError("--set changes a profile's settings; name it with --profile")
+    if not args.model:
+        raise ValueError("which model? give --model, e.g. --model 8b, or --profile 8b; see llama3-lab plan --help")
     from llama3_lab.paper.advice import advice
     from llama3_lab.paper.catalogue import find_gpu, find_model
     from llama3_lab.paper.costs import costs
@@ -70,9 +87,7 @@ def show(args: argparse.Namespace) -> int:
 
     name, model = find_model(args.model)
     gpu = find_gpu(args.gpu)
-    same = ("stage", "method", "seq", "micro_batch", "lora_r", "lora_dropout", "checkpointing", "packing", "logits",
-            "optimizer", "kernels", "attention", "reference", "prompt", "samples", "shared_prompt")  # fmt: skip
-    recipe = Recipe(model, lora_targets=read_targets(args.lora_targets), **{n: getattr(args, n) for n in same})
+    recipe = Recipe(model, lora_targets=read_targets(args.lora_targets), **{n: getattr(args, n) for n in SAME})
     planned, found = plan(recipe, gpu), costs(recipe, gpu, args.examples)
     fitted = fit(recipe, gpu) if args.fit else None
     changes = advice(recipe, gpu)
@@ -81,6 +96,72 @@ def show(args: argparse.Namespace) -> int:
     else:
         print(as_text(name, planned, found, changes, fitted))
     return 0
+
+
+def _show_profile(args: argparse.Namespace) -> int:
+    """Print where a profile's stages go; its settings come from the profile and --set, none from the other options."""
+    from llama3_lab import placement
+    from llama3_lab.doctor_hub import shape_of
+    from llama3_lab.paper.catalogue import find_gpu
+    from llama3_lab.profiles import Profile, get_profile, override
+    from llama3_lab.typed_json import from_json, to_json
+
+    given = [n for n in ("model", *SAME, "lora_targets", "examples", "fit") if getattr(args, n) != args.default_of(n)]
+    if given:
+        raise ValueError(f"--{given[0].replace('_', '-')} is not for --profile, which has its own; use --set")
+    profile = get_profile(args.profile)
+    for setting in args.settings:
+        profile = override(profile, setting)
+    from_json(Profile, to_json(profile))  # "model.method: must be one of …"
+    if profile.model.device == "cpu":
+        print(json.dumps({"profile": profile.name, "stages": []}) if args.json
+              else f"profile {profile.name} runs on a CPU; nothing to place")  # fmt: skip
+        return 0
+    placed = placement.place(profile, find_gpu(args.gpu), shape_of(profile))
+    if args.json:
+        print(json.dumps(profile_json(profile, placed), indent=1))
+    else:
+        print("\n".join([placement.as_text(placed), "", *_hours(profile, placed)]))
+    return 0
+
+
+def profile_json(profile: Profile, placed: Placement) -> dict[str, Any]:
+    """Return a profile's placement for programs; sizes in GiB, costs of one run of each stage."""
+    from llama3_lab.placement import needed_gib, trainings
+
+    stages = [
+        {"stage": p.stage, "method": p.method, "micro_batch": p.micro_batch, "seq": p.seq, "batch": p.batch,
+         "needed_gib": round(needed_gib(p.plan), 3), "peak_allocated_gib": _gib(p.plan.peak), "tight": p.plan.tight,
+         "parts": {part: _gib(size) for part, size in p.plan.parts.items()}, "phase": p.plan.phase,
+         "times": trainings(profile).get(p.stage, profile.rounds),
+         "costs": asdict(found) if (found := _stage_costs(profile, p)) else None, "reason": p.reason}
+        for p in placed.stages
+    ]  # fmt: skip
+    return {"profile": profile.name, "model": placed.model, "gpu": placed.gpu.name, "gpu_gib": placed.gpu.gib,
+            "method": placed.method, "reason": placed.reason, "stages": stages}  # fmt: skip
+
+
+def _stage_costs(profile: Profile, p: StagePlace) -> Costs | None:
+    """Return what one run of a stage takes: its steps' rows or pairs; of sampling, the answers of one round."""
+    from llama3_lab.paper.costs import costs
+
+    if p.stage == "sample":
+        return costs(p.plan.recipe, p.plan.gpu, profile.data.train_prompts * profile.sampling.k)
+    fit = getattr(profile, p.stage).fit
+    return costs(p.plan.recipe, p.plan.gpu, fit.max_steps * fit.per_device_train_batch_size)
+
+
+def _hours(profile: Profile, placed: Placement) -> Sequence[str]:
+    """Return a line of time and cost for each stage, where the card's speed is known."""
+    from llama3_lab.placement import trainings
+
+    lines, times = [], trainings(profile)
+    for p in placed.stages:
+        if not (found := _stage_costs(profile, p)):
+            return ["time and cost: name a card, like --gpu H100"]
+        what = "candidates of one round" if p.stage == "sample" else f"one training (of {times[p.stage]} in a run)"
+        lines.append(f"  {p.stage:<8}{what}, {_price(p.plan, found)}")
+    return ["Expected time and cost:", *lines]
 
 
 Fitted = tuple["Plan | None", "Plan | None"] | None

@@ -21,7 +21,6 @@ from matplotlib.ticker import MaxNLocator
 
 from llama3_lab.course.marks import dots, log_ticks
 from llama3_lab.records import (
-    SKILLS,
     BestOfK,
     Comparison,
     Curve,
@@ -30,6 +29,7 @@ from llama3_lab.records import (
     RoundReport,
     RunReport,
     SkillScore,
+    in_order,
 )
 
 P = ParamSpec("P")
@@ -120,7 +120,7 @@ def score(evaluation: Evaluation, skill: str = "all", level: int = 0) -> SkillSc
 def skills_of(run: RunReport) -> list[str]:
     """Return the skills that a run has rates for, the checkable three together first."""
     seen = {s.skill for e in stages(run) for s in e.scores}
-    return [s for s in ("all", *SKILLS) if s in seen]
+    return [s for s in ("all", *in_order(seen - {"all"})) if s in seen]
 
 
 # --- the headline
@@ -213,7 +213,7 @@ def funnel_by_skill(report_round: RoundReport) -> dict[str, dict[str, int]]:
     for row in report_round.funnel:
         for count in found[row.skill]:
             found[row.skill][count] += getattr(row, count)
-    return {s: found[s] for s in (*SKILLS, *sorted(set(found) - set(SKILLS))) if s in found}
+    return {s: found[s] for s in in_order(found)}
 
 
 @styled
@@ -251,7 +251,7 @@ def describe_funnel(report_round: RoundReport) -> str:
 @styled
 def figure_best_of_k(run: RunReport) -> ReportFigure:
     """Draw, per skill, how right the answer is that each judge picks out of k."""
-    skills = [s for s in ("all", *SKILLS) if any(b.skill == s for b in run.best_of_k)]
+    skills = in_order(b.skill for b in run.best_of_k)
     figure = ReportFigure(figsize=(9.6, 3.7), layout="constrained")
     axes = figure.subplots(1, max(len(skills), 1), sharey=True, squeeze=False)[0]
     handles: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llama3_lab.models import load_policy, quiet
+from llama3_lab.models import load_policy, quiet, write_parent
 from llama3_lab.profiles import Model
 
 
@@ -39,9 +39,15 @@ def average(adapter_folders: Sequence[Path], parent: Path, out: Path, settings: 
             model.load_adapter(folder, adapter_name=name)
         model.add_weighted_adapter(names, [1 / len(names)] * len(names), "mean", combination_type="cat")
         model.set_adapter("mean")
-        merged = model.merge_and_unload(adapter_names=["mean"])
-        merged.save_pretrained(out)
         policy.tokenizer.save_pretrained(out)
+        if settings.keep == "adapters" and settings.method != "qlora":
+            model.save_pretrained(out, selected_adapters=["mean"])  # in a folder of the adapter's name
+            (out / "mean").replace(out / "adapter")
+            (out / "README.md").unlink(missing_ok=True)
+            (out / "adapter" / "README.md").unlink(missing_ok=True)
+            return write_parent(out, parent, model.get_base_model())
+        model.merge_and_unload(adapter_names=["mean"]).save_pretrained(out)
+    return None
 
 
 def _check_adapter(folder: Path) -> None:

@@ -143,12 +143,14 @@ def _uniforms(ids: Sequence[str], how: Sampling) -> Tensor:
 def _answer(
     encoded: list[list[int]], ids: list[str], policy: Policy, how: Sampling, stops: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return tokens and log-probabilities, both (n, K, T); after an answer's end they mean nothing."""
-    model, n, cap = policy.model, len(encoded), how.max_new_tokens
+    """Return tokens and log-probabilities, both (n, K, T), on the CPU; after an answer's end they mean nothing."""
+    model, n, cap, at = policy.model, len(encoded), how.max_new_tokens, policy.model.device
     logits_nV, shared, next_n = _read(model, encoded, how)
-    tokens, logprobs = torch.full((n, how.k, cap), int(stops[0])), torch.zeros(n, how.k, cap)
-    uniforms, alive = _uniforms(ids, how), torch.arange(n)
-    done_nK = torch.zeros(n, how.k, dtype=torch.bool)
+    stops = stops.to(at)
+    tokens = torch.full((n, how.k, cap), int(stops[0]), device=at)
+    logprobs = torch.zeros(n, how.k, cap, device=at)
+    uniforms, alive = _uniforms(ids, how).to(at), torch.arange(n, device=at)
+    done_nK = torch.zeros(n, how.k, dtype=torch.bool, device=at)
     logits = logits_nV[:, None].expand(n, how.k, -1)
     with _attention(model, "shared_prompt"):
         for t in range(cap):
@@ -166,16 +168,17 @@ def _answer(
             hidden = model.model(chosen.reshape(-1, 1), position_ids=positions, past_key_values=shared,
                                  use_cache=True, shared=shared).last_hidden_state  # fmt: skip
             logits = model.lm_head(hidden[:, -1]).view(len(alive), how.k, -1)
-    return tokens, logprobs
+    return tokens.cpu(), logprobs.cpu()
 
 
 def _read(model: Any, encoded: list[list[int]], how: Sampling) -> tuple[Tensor, _SharedCache, Tensor]:
     """Read the prompts once; return next-token logits (n, V), the shared cache, and lengths (n,)."""
-    lengths = torch.tensor([len(e) for e in encoded])
+    at = model.device
+    lengths = torch.tensor([len(e) for e in encoded], device=at)
     width = int(lengths.max())
     # Pads come first, so that the last column is each prompt's last token.
-    ids = torch.tensor([[0] * (width - len(e)) + e for e in encoded])
-    mask = torch.arange(width)[None] >= (width - lengths)[:, None]
+    ids = torch.tensor([[0] * (width - len(e)) + e for e in encoded], device=at)
+    mask = torch.arange(width, device=at)[None] >= (width - lengths)[:, None]
     cache = DynamicCache(config=model.config)
     padded = None if mask.all() else mask.long()
     out = model.model(ids, attention_mask=padded, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
@@ -184,7 +187,7 @@ def _read(model: Any, encoded: list[list[int]], how: Sampling) -> tuple[Tensor, 
     n, h, _, d = prompt[0][0].shape
     room = (n, how.k, h, how.max_new_tokens, d)
     answers = [(k.new_empty(room), k.new_empty(room)) for k, _ in prompt]
-    pad = torch.zeros(mask.shape, dtype=prompt[0][0].dtype).masked_fill(~mask, float("-inf"))
+    pad = torch.zeros(mask.shape, dtype=prompt[0][0].dtype, device=at).masked_fill(~mask, float("-inf"))
     return model.lm_head(out.last_hidden_state[:, -1]), _SharedCache(prompt, answers, pad), lengths
 
 

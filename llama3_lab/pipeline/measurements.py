@@ -5,22 +5,21 @@ Greedy answers, a few sampled ones, the held-out pairs and best-of-K. The statis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from llama3_lab.benchmarks.checkers import verify
 from llama3_lab.models import Policy, RewardModel, Style, answer_logprobs
 from llama3_lab.pipeline.candidates import sample
 from llama3_lab.pipeline.demonstrations import by_prompt
 from llama3_lab.pipeline.reports import best_of_k_curve, majority_vote, rate, score_prompts
 from llama3_lab.pipeline.scores import score
 from llama3_lab.pipeline.truth import are_right, true_qualities
-from llama3_lab.pipeline.verdicts import verify
 from llama3_lab.profiles import Sampling
 from llama3_lab.records import (
-    CHECKABLE,
-    SKILLS,
+    DECIDED,
     STRENGTHS,
     Agreement,
     BestOfK,
@@ -31,16 +30,26 @@ from llama3_lab.records import (
     Prompt,
     PromptScore,
     SampleAnswer,
+    in_order,
 )  # fmt: skip
 from llama3_lab.world.annotators import strength
 
+VOTED = ("arithmetic", "orderings", "gsm8k")  # their answers end with "Answer: …"
 EVALUATION_SEED = 7  # the same random numbers for every stage: differences are paired in them too
+
+
+Draw = Callable[[Sequence[Prompt], Sampling], list[Candidate]]  # one policy, answering
 
 
 def measure(policy: Policy, prompts: Sequence[Prompt], how: Sampling, style: Style = "chat") -> list[PromptScore]:
     """Return one score a prompt: a greedy answer and `how.k` sampled ones at temperature 1."""
-    greedy = sample(policy, prompts, replace(how, k=1, temperature=0.0, seed=EVALUATION_SEED), style)
-    drawn = sample(policy, prompts, replace(how, temperature=1.0, seed=EVALUATION_SEED), style)
+    return measured(lambda asked, k: sample(policy, asked, k, style), prompts, how)
+
+
+def measured(draw: Draw, prompts: Sequence[Prompt], how: Sampling) -> list[PromptScore]:
+    """Return what `measure` does, of a policy that answers in any way (samplers.py)."""
+    greedy = draw(prompts, replace(how, k=1, temperature=0.0, seed=EVALUATION_SEED))
+    drawn = draw(prompts, replace(how, temperature=1.0, seed=EVALUATION_SEED))
     return scores_of(prompts, greedy, drawn)
 
 
@@ -67,7 +76,7 @@ def funnel(judged: Sequence[Judged], selected: Sequence[Demonstration]) -> tuple
     chosen = {d.prompt.id for d in selected}
     rows = []
     groups = by_prompt(judged)
-    for skill in SKILLS:
+    for skill in in_order(g[0].candidate.prompt.skill for g in groups):
         for level in sorted({g[0].candidate.prompt.level for g in groups}):
             here = [g for g in groups if (g[0].candidate.prompt.skill, g[0].candidate.prompt.level) == (skill, level)]
             if not here:
@@ -99,9 +108,9 @@ def agreement(reward_model: RewardModel, candidates: Sequence[Candidate], round:
     rewards = score(reward_model, [(candidates[i].prompt, candidates[i].text) for g, b, _ in pairs for i in (g, b)])
     hits = [(candidates[g].prompt.skill, s, rewards[2 * i] > rewards[2 * i + 1]) for i, (g, b, s) in enumerate(pairs)]
     out = []
-    for skill in (*SKILLS, "all"):
+    for skill in (*in_order(s for s, _, _ in hits), "all"):
         for name in ("any", *STRENGTHS):
-            shares = [float(h) for sk, s, h in hits if (sk == skill or (skill == "all" and sk in CHECKABLE))
+            shares = [float(h) for sk, s, h in hits if (sk == skill or (skill == "all" and sk in DECIDED))
                       and name in ("any", s)]  # fmt: skip
             if shares:
                 out.append(Agreement(round, skill, name, rate(shares)))
@@ -150,12 +159,12 @@ def best_of_k(drawn: Sequence[Candidate], judged_by: dict[str, list[float]], ks:
     right = are_right(drawn)
     k = _answers_each(drawn)
     out = []
-    for skill in SKILLS:
+    for skill in in_order(c.prompt.skill for c in drawn):
         starts = [i for i in range(0, len(drawn), k) if drawn[i].prompt.skill == skill]
         for name, values in judged_by.items():
             picks = [[(values[j], right[j]) for j in range(i, i + k)] for i in starts]
             out.append(best_of_k_curve(name, skill, ks, picks))
-        if skill in ("arithmetic", "orderings"):  # programs and open answers have no final answer to vote on
+        if skill in VOTED:  # programs and open answers have no final answer to vote on
             votes = [
                 [(drawn[j].text.rsplit("Answer:", 1)[-1].strip(), right[j]) for j in range(i, i + k)] for i in starts
             ]

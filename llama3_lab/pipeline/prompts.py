@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
 
-from llama3_lab.records import SKILLS, Prompt, Split
+from llama3_lab.records import BENCHMARKS, SKILLS, Prompt, Split
 from llama3_lab.store import read_records
 from llama3_lab.world.corpus import make_prompt
 
@@ -81,7 +81,7 @@ def load_prompts(path: Path) -> list[Prompt]:
             )
         if prompt.split != "train":
             raise ValueError(f'{path}:{line}: split is "{prompt.split}"; only "train" prompts may train')
-        if prompt.skill not in SKILLS:
+        if prompt.skill not in (*SKILLS, *BENCHMARKS):
             raise ValueError(f"{path}:{line}: skill {prompt.skill!r} is not one of {', '.join(SKILLS)}")
         seen[prompt.id] = line
     if not prompts:

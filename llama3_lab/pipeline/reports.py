@@ -21,8 +21,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from llama3_lab.records import (
-    CHECKABLE,
-    SKILLS,
+    DECIDED,
     BestOfK,
     Candidate,
     Comparison,
@@ -32,6 +31,7 @@ from llama3_lab.records import (
     Rate,
     SkillScore,
     Split,
+    in_order,
 )
 
 Metric = Literal["greedy", "sampled", "at_k", "quality"]
@@ -106,15 +106,13 @@ def evaluate(stage: str, round: int, split: Split, rows: Rows, samples: int) -> 
     if not rows:
         raise ValueError(f"{stage}: no prompts to evaluate; give at least one row")
     _by_id(stage, rows)
-    names = [*SKILLS, *sorted({r.skill for r in rows} - set(SKILLS))]
     scores = []
-    for skill in names:
+    for skill in in_order(r.skill for r in rows):
         of_skill = [r for r in rows if r.skill == skill]
-        if of_skill:
-            scores.append(_skill_score(skill, 0, of_skill, samples))
+        scores.append(_skill_score(skill, 0, of_skill, samples))
         for level in sorted({r.level for r in of_skill}):
             scores.append(_skill_score(skill, level, [r for r in of_skill if r.level == level], samples))
-    checkable = [r for r in rows if r.skill in CHECKABLE]
+    checkable = [r for r in rows if r.skill in DECIDED]
     if checkable:
         scores.append(_skill_score("all", 0, checkable, samples))
     return Evaluation(stage, round, split, samples, tuple(scores))
@@ -249,7 +247,7 @@ def _by_id(name: str, rows: Rows) -> dict[str, PromptScore]:
 
 
 def _of_skill(rows: Rows, skill: str) -> list[PromptScore]:
-    return [r for r in rows if (r.skill in CHECKABLE if skill == "all" else r.skill == skill)]
+    return [r for r in rows if (r.skill in DECIDED if skill == "all" else r.skill == skill)]
 
 
 def _paired(name: str, a: Rows, b: Rows, metric: Metric, skill: str) -> tuple[np.ndarray, np.ndarray]:

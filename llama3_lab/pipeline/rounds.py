@@ -16,16 +16,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from llama3_lab.models import load_reward_model
-from llama3_lab.pipeline import demonstrations, measurements, pairs, reports, safety_rounds
+from llama3_lab.models import RewardModel, load_reward_model
+from llama3_lab.pipeline import demonstrations, material, measurements, pairs, reports, safety_rounds
 from llama3_lab.pipeline.candidates import sample
-from llama3_lab.pipeline.prompts import draw_prompts, held_out, load_prompts, refuse_leaks
+from llama3_lab.pipeline.prompts import load_prompts, refuse_leaks
 from llama3_lab.pipeline.runs import BASE, Run, seed_of
 from llama3_lab.pipeline.training import read_training
 from llama3_lab.profiles import Profile
 from llama3_lab.records import (
-    CHECKABLE,
-    SKILLS,
+    DECIDED,
     Agreement,
     BestOfK,
     Candidate,
@@ -42,26 +41,30 @@ from llama3_lab.records import (
     RunReport,
     SafetyScore,
     SampleAnswer,
+    in_order,
 )  # fmt: skip
 from llama3_lab.store import RunFolder
-from llama3_lab.world.corpus import write
 
+METRICS = (("greedy", "all"), ("sampled", "all"), ("quality", "conversation"))  # what stages are compared in
 ANSWERS_PER_PAIR = 4  # drawn for each pair of different answers wanted: a trained policy repeats itself
 
 
-def run_loop(profile: Profile, out: Path) -> RunReport:
+def run_loop(profile: Profile, out: Path, placed: Profile | None = None) -> RunReport:
     """Run every stage that `out` does not hold yet, and return the report.
+
+    placed: the profile with what the planner chose for the GPU that is here; the run goes by it, and its folder keeps
+    what was asked, so that a run may go on on another card.
 
     Raises:
         ValueError: for settings, files or checkpoints that cannot be used; earlier stages stay.
     """
-    tests = held_out(profile.data.test_per_skill, profile.evaluation.split)
+    tests = material.tests(profile)
     asked = load_prompts(Path(profile.data.prompts_file)) if profile.data.prompts_file else []
     refuse_leaks(asked, tests)
     with RunFolder(out, profile) as folder:
         if asked and folder.once("prompts-file", Prompt, lambda: asked) != asked:
             raise ValueError(f"{profile.data.prompts_file}: changed since {out} was begun; choose another with --out")
-        run = Run(folder, profile, tuple(tests))
+        run = Run(folder, placed or profile, tuple(tests))
         start = begin(run)
         batches = [collect(run, "batch-0", ("first", "sibling"), round_prompts(run, asked, 0))]
         done = []
@@ -72,11 +75,13 @@ def run_loop(profile: Profile, out: Path) -> RunReport:
 
 
 def round_prompts(run: Run, asked: Sequence[Prompt], number: int) -> list[Prompt]:
-    """Return a round's training prompts: fresh from the world, or the person's own."""
+    """Return a round's training prompts: fresh ones, or the person's own."""
     if asked:
         return list(asked)
-    seed = seed_of(run.profile, "prompts")
-    return draw_prompts(run.profile.data.train_prompts // len(SKILLS), "train", seed, f"round{number}", run.tests)
+    profile, data = run.profile, run.profile.data
+    per_skill = (data.train_prompts + data.preference_prompts) // len(material.skills(data))  # asked before, each round
+    start = data.demonstrations // len(material.skills(data)) + (number - 1) * per_skill
+    return material.asked(profile, data.train_prompts, seed_of(profile, "prompts"), f"round{number}", run.tests, start)
 
 
 def preference_prompts(run: Run, number: int, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -86,8 +91,11 @@ def preference_prompts(run: Run, number: int, prompts: Sequence[Prompt]) -> list
     """
     if run.profile.data.prompts_file:
         return list(prompts)
-    per_skill = run.profile.data.preference_prompts // len(SKILLS)
-    return draw_prompts(per_skill, "train", seed_of(run.profile, "preferences"), f"preferences{number}", run.tests)
+    profile, data = run.profile, run.profile.data
+    n = len(material.skills(data))
+    start = data.demonstrations // n + (number - 1) * ((data.train_prompts + data.preference_prompts) // n)
+    return material.asked(profile, data.preference_prompts, seed_of(profile, "preferences"), f"preferences{number}",
+                          run.tests, start + data.train_prompts // n)  # fmt: skip
 
 
 def begin(run: Run) -> tuple[Evaluation, ...]:
@@ -105,17 +113,19 @@ def first_policies(run: Run, names: Sequence[str] = ("first", "sibling")) -> Non
 
     They differ in what is drawn by lot while they train; two of them write the first preference batch (§4.2.1).
     """
-    rng = Random(seed_of(run.profile, "demonstrations"))
-    per_skill = run.profile.data.demonstrations // len(SKILLS)
-    prompts = draw_prompts(per_skill, "train", rng.randrange(2**31), "written", run.tests)
-    written = [Demonstration(p, write(p, rng), "written") for p in prompts]
+    written = material.written(run.profile, seed_of(run.profile, "demonstrations"), run.tests)
     written += safety_rounds.first_demonstrations(run)
     for name in names:
         run.sft(name, written)
 
 
 def collect(run: Run, name: str, policies: tuple[str, str], prompts: Sequence[Prompt]) -> list[PreferencePair]:
-    """Return a preference batch: answers of two policies, or twice of one, compared by annotators (§4.2.1)."""
+    """Return a preference batch: answers of two policies, or twice of one, compared by annotators (§4.2.1).
+
+    On published problems, where nobody compares: first an open set, later right answers against wrong ones.
+    """
+    if run.profile.data.subject != "world":
+        return run.folder.once(name, PreferencePair, lambda: published_pairs(run, name, policies, prompts))
     rng = Random(seed_of(run.profile, name))
     part = run.profile.reward if policies[0] != policies[1] else run.profile.dpo
     k = -(-part.pairs // len(prompts))
@@ -123,7 +133,7 @@ def collect(run: Run, name: str, policies: tuple[str, str], prompts: Sequence[Pr
     def make() -> list[PreferencePair]:
         if policies[0] != policies[1]:
             # Most comparisons are of open requests, as in the paper (Table 6: 82 % general English).
-            talk = [p for p in prompts if p.skill not in CHECKABLE]
+            talk = [p for p in prompts if p.skill not in DECIDED]
             first, second = (
                 [*run.answers(p, prompts, k, f"{name}-{p}"), *run.answers(p, talk, 3 * k, f"{name}-{p}-open")]
                 for p in policies
@@ -133,6 +143,28 @@ def collect(run: Run, name: str, policies: tuple[str, str], prompts: Sequence[Pr
         return pairs.annotated(first, second, run.profile.reward.edit_share, rng.randrange(2**31))
 
     return run.folder.once(name, PreferencePair, make)
+
+
+def published_pairs(
+    run: Run, name: str, policies: tuple[str, str], prompts: Sequence[Prompt]
+) -> list[PreferencePair]:
+    """Return the open preference set for the first batch; for later ones the policy's own passes over its fails."""
+    if policies[0] != policies[1]:
+        return material.first_pairs(run.profile)
+    reward_model = newest_reward_model(run)
+    judged = measurements.judge(run.answers(policies[0], prompts, run.profile.sampling.k, name), reward_model)
+    found = pairs.from_verdicts(judged, seed=seed_of(run.profile, name))
+    if not found:
+        raise ValueError(f"{name}: no prompt with both a right and a wrong answer, so nothing to prefer; draw more "
+                         "prompts (data.preference_prompts) or more answers (sampling.k)")  # fmt: skip
+    return found[: run.profile.dpo.pairs]
+
+
+def newest_reward_model(run: Run) -> RewardModel:
+    """Return the reward model of the latest round that has one."""
+    numbers = [n for n in range(1, run.profile.rounds + 1) if run.path(f"round{n}-reward").is_dir()]
+    name = f"round{numbers[-1]}-reward"
+    return load_reward_model(run.path(name), run.profile.model, name)
 
 
 def winners(run: Run, number: int) -> tuple[list[Demonstration], list[Demonstration]]:
@@ -230,10 +262,15 @@ def count_pairs(batches: list[list[PreferencePair]], training: int, dpo: int) ->
                       sum(p.true_margin < 0 for p in newest))  # fmt: skip
 
 
+def tested(run: Run) -> tuple[str, ...]:
+    """Return the skills that the run is measured on, in order."""
+    return in_order(p.skill for p in run.tests)
+
+
 def held_out_answers(run: Run) -> list[Candidate]:
     """Return the first policy's answers to the test prompts, K each: what the judges are compared on."""
     plan = run.profile.evaluation
-    chosen = [p for s in SKILLS for p in [t for t in run.tests if t.skill == s][: plan.best_of_k_prompts]]
+    chosen = [p for s in tested(run) for p in [t for t in run.tests if t.skill == s][: plan.best_of_k_prompts]]
     return run.folder.once("held-out-answers", Candidate,
                            lambda: run.answers("first", chosen, max(plan.best_of_k), "held-out"))  # fmt: skip
 
@@ -311,10 +348,11 @@ def compare_stages(run: Run, n_rounds: int) -> list[Comparison]:
         out.append(reports.compare(name, run.rows(a), run.rows(b), metric, skill, (a, b)))
 
     paper = run.profile.order == "paper"
+    metrics = METRICS if "conversation" in tested(run) else METRICS[:2]
     for i in range(1, n_rounds + 1):
         policy = f"round{i}-policy"
         if paper and run.profile.evaluation.control:
-            for metric, skill in (("greedy", "all"), ("sampled", "all"), ("quality", "conversation")):
+            for metric, skill in metrics:
                 add(
                     f"round {i}: SFT on selected over SFT on random",
                     f"round{i}-sft",
@@ -323,13 +361,13 @@ def compare_stages(run: Run, n_rounds: int) -> list[Comparison]:
                     skill,
                 )
         before = f"round{i}-sft" if paper else "first" if i == 1 else f"round{i - 1}-policy"
-        for metric, skill in (("greedy", "all"), ("sampled", "all"), ("quality", "conversation")):
+        for metric, skill in metrics:
             add(f"round {i}: DPO over its start", policy, before, metric, skill)
     if n_rounds > 1:
         add("last round over round 1", f"round{n_rounds}-policy", "round1-policy", "sampled")
-    for metric, skill in (("greedy", "all"), ("sampled", "all"), ("quality", "conversation")):
+    for metric, skill in metrics:
         add("last round over the first policy", f"round{n_rounds}-policy", "first", metric, skill)
-    for skill in SKILLS:
+    for skill in tested(run):
         add(
             "best of K by the reward model over one by lot",
             "best-of-k-reward-model",
@@ -342,7 +380,7 @@ def compare_stages(run: Run, n_rounds: int) -> list[Comparison]:
 
 def before_and_after(run: Run, last: str) -> list[SampleAnswer]:
     """Return ten test prompts answered by the base, in its own format, and by the last policy."""
-    chosen = [p for i, s in enumerate(SKILLS) for p in [t for t in run.tests if t.skill == s][: 3 if i < 2 else 2]]
+    chosen = [p for i, s in enumerate(tested(run)) for p in [t for t in run.tests if t.skill == s][: 3 if i < 2 else 2]]
     how = replace(run.profile.sampling, k=1, temperature=0.0)
     return list(measurements.sample_answers(sample(run.policy(BASE), chosen, how, "base"),
                                             sample(run.policy(last), chosen, how)))  # fmt: skip

@@ -17,12 +17,12 @@ from llama3_lab import places
 from llama3_lab.disk import digest_file
 from llama3_lab.lock import Told
 from llama3_lab.models import Policy, Style, load_policy
-from llama3_lab.pipeline import measurements, reports
+from llama3_lab.pipeline import material, measurements, reports
 from llama3_lab.pipeline.averaging import average
-from llama3_lab.pipeline.candidates import sample
-from llama3_lab.pipeline.prompts import held_out
+from llama3_lab.pipeline.launches import launched
+from llama3_lab.pipeline.samplers import draw
 from llama3_lab.pipeline.training import train_dpo, train_reward, train_sft
-from llama3_lab.profiles import COURSE, Dpo, Profile, Reward, Sft
+from llama3_lab.profiles import COURSE, Dpo, Profile, Reward, Sampling, Sft
 from llama3_lab.records import Candidate, Checkpoint, Demonstration, Evaluation, PreferencePair, Prompt, PromptScore
 from llama3_lab.store import RunFolder, digest_records, digest_settings
 
@@ -48,7 +48,7 @@ def course_run(told: Told | None = print, profile: Profile = COURSE) -> Run:
     folder = RunFolder(places.runs() / f"{profile.name}-{key}", profile, shared=True, told=told)
     threads = min(profile.model.threads, int(os.environ.get("OMP_NUM_THREADS") or profile.model.threads))
     profile = replace(profile, model=replace(profile.model, threads=threads))
-    return Run(folder, profile, tuple(held_out(profile.data.test_per_skill, profile.evaluation.split)))
+    return Run(folder, profile, tuple(material.tests(profile)))
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Run:
         """Return the folder of a finished policy or reward model, or of the base."""
         if name != BASE:
             return self.folder.path / "checkpoints" / name
-        wanted, own = Path(self.profile.model.path), places.project() / self.profile.model.path
+        source = self.profile.model.source
+        wanted, own = Path(source), places.project() / source
         return own if own.is_dir() and not wanted.is_dir() else wanted
 
     def policy(self, name: str) -> Policy:
@@ -81,8 +82,14 @@ class Run:
         how = replace(self.profile.sampling, k=k)
         # The base in the chat format hardly ever ends an answer: a quarter of the prompts shows that.
         tests = self.tests[::4] if (name, style) == (BASE, "chat") else self.tests
-        rows = self.folder.once(f"scores-{name}-{style}", PromptScore,
-                                lambda: measurements.measure(self.policy(name), tests, how, style))  # fmt: skip
+        stage_name = f"scores-{name}-{style}"
+
+        def make() -> list[PromptScore]:
+            policy = self.policy(name)
+            by = partial(self._draw, policy, style=style, stage=stage_name)
+            return measurements.measured(by, tests, how)
+
+        rows = self.folder.once(stage_name, PromptScore, make)
         return reports.evaluate(stage, round, plan.split, rows, k)
 
     def rows(self, name: str, style: Style = "chat") -> list[PromptScore]:
@@ -92,7 +99,14 @@ class Run:
     def answers(self, name: str, prompts: Sequence[Prompt], k: int, stage: str) -> list[Candidate]:
         """Return k sampled answers a prompt; what they are is fixed by the stage's seed."""
         how = replace(self.profile.sampling, k=k, seed=seed_of(self.profile, stage))
-        return sample(self.policy(name), prompts, how)
+        return self._draw(self.policy(name), prompts, how, stage=stage)
+
+    def _draw(
+        self, policy: Policy, prompts: Sequence[Prompt], how: Sampling, style: Style = "chat", stage: str = "answers"
+    ) -> list[Candidate]:
+        """Return candidates by the profile's sampler; a server's answers wait in a journal until all are there."""
+        journal = self.folder.path / f".{stage}-{how.k}-{how.temperature:g}.journal"
+        return draw(policy, self.path(policy.name), prompts, how, style, journal)
 
     def sft(
         self, name: str, rows: Sequence[Demonstration], how: Sft | None = None, parent: str = BASE
@@ -103,14 +117,14 @@ class Run:
         """
         full = how or self.fit(self.profile.sft, name)
         full = full if parent == BASE else replace(full, special_rows=False)
-        train = partial(train_sft, self.path(parent), rows, full, settings=self.profile.model,
-                        embeddings=parent == BASE)  # fmt: skip
+        train = partial(self._stage("sft", train_sft), self.path(parent), rows, full, settings=self.profile.model,
+                        embeddings=parent == BASE and full.embeddings)  # fmt: skip
         return self._keep(name, parent, _digest(rows, how), train)
 
     def reward(self, name: str, rows: Sequence[PreferencePair], how: Reward | None = None) -> Checkpoint:
         """Return a reward model trained on preference pairs, from the base; `how` as in `sft`."""
         full = how or self.fit(self.profile.reward, name)
-        train = partial(train_reward, self.path(BASE), rows, full, settings=self.profile.model)
+        train = partial(self._stage("reward", train_reward), self.path(BASE), rows, full, settings=self.profile.model)
         return self._keep(name, BASE, _digest(rows, how), train, "reward")
 
     def dpo_run(
@@ -118,7 +132,8 @@ class Run:
     ) -> Checkpoint:
         """Return one DPO run from `parent`, which is also its reference; `how` as in `sft`."""
         full, seed = how or self.profile.dpo, how.fit.seed if how else seed_of(self.profile, name)
-        train = partial(train_dpo, self.path(parent), rows, full, settings=self.profile.model, seed=seed)
+        train = partial(self._stage("dpo", train_dpo), self.path(parent), rows, full, settings=self.profile.model,
+                        seed=seed)  # fmt: skip
         return self._keep(name, parent, _digest(rows, how), train)
 
     def dpo(self, name: str, parent: str, rows: Sequence[PreferencePair]) -> tuple[Checkpoint, ...]:
@@ -128,6 +143,11 @@ class Run:
         adapters = [self.path(c.name) / "adapter" for c in made]
         join = partial(average, adapters, self.path(parent), settings=self.profile.model)
         return (*made, self._keep(name, parent, _digest(rows), join))
+
+    def _stage(self, stage: Literal["sft", "reward", "dpo"], here: Callable[..., object]) -> Callable[..., object]:
+        """Return what trains a stage: this process, or those that the profile's launcher starts."""
+        launcher = self.profile.model.launcher
+        return launched(stage, Path(launcher)) if launcher else here
 
     def _keep(
         self, name: str, parent: str, digest: str, train: Callable[..., object],

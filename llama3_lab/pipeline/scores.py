@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from llama3_lab.models import RewardModel, encode_answers, encode_prompt, pad_rows
+from llama3_lab.models import RewardModel, batches, encode_answers, encode_prompt, pad_rows
 from llama3_lab.records import Prompt
 
 
@@ -24,10 +24,8 @@ def score(reward_model: RewardModel, rows: Sequence[tuple[Prompt, str]], batch_s
     prompts = {p.text: encode_prompt(tokenizer, p.text) for p in dict.fromkeys(p for p, _ in rows)}
     answers = encode_answers(tokenizer, [text for _, text in rows])
     ids = [prompts[p.text] + a for (p, _), a in zip(rows, answers, strict=True)]
-    order = sorted(range(len(rows)), key=lambda i: len(ids[i]))
     out = [0.0] * len(rows)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in batches([len(row) for row in ids], batch_size):
         for i, reward in zip(batch, _rewards(reward_model, [ids[i] for i in batch]), strict=True):
             if not math.isfinite(reward):
                 raise ValueError(f"{rows[i][0].id}: reward is {reward}; train it again with a lower learning rate")

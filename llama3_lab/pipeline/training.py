@@ -32,11 +32,14 @@ from llama3_lab.models import (
     Policy,
     load_policy,
     lora_config,
+    merge_16_bit,
     new_reward_model,
     prepare_special_rows,
     quiet,
+    save_special_rows,
     stop_ids,
     token_logprobs,
+    write_parent,
 )
 from llama3_lab.pipeline.collating import (
     Halves,
@@ -79,11 +82,12 @@ def train_sft(
     """
     started = time.perf_counter()
     _require(demonstrations, out, "demonstrations")
-    policy = load_policy(parent, settings)
-    if how.special_rows:
-        prepare_special_rows(policy.model, policy.tokenizer, how.fit.seed)
+    policy = load_policy(parent, settings, four_bit=settings.method == "qlora")
+    prepared = prepare_special_rows(policy.model, policy.tokenizer, how.fit.seed) if how.special_rows else []
     rows = demonstration_rows(policy.tokenizer, demonstrations, how.fit.max_length)
-    return _train_rows(policy, rows, how, out, settings, EMBEDDINGS if embeddings else (), started)
+    trained = _train_rows(policy, rows, how, out, settings, EMBEDDINGS if embeddings else (), started)
+    _keep_rows(policy.model, [] if embeddings else prepared, out)
+    return trained
 
 
 def train_guard(policy: Policy, rows: Rows, how: profiles.Sft, out: Path, settings: profiles.Model) -> Training:
@@ -114,7 +118,7 @@ def _train_rows(
             train_dataset=Dataset.from_dict(rows.columns), processing_class=policy.tokenizer,
             peft_config=lora_config(how.lora, "CAUSAL_LM", whole),
             callbacks=[_Progress(_stage(out), "SFT")])  # fmt: skip
-    return _finish(trainer, policy.tokenizer, rows, out, started)
+    return _finish(trainer, policy.tokenizer, rows, out, started, settings)
 
 
 def train_reward(
@@ -132,23 +136,25 @@ def train_reward(
     kept = strong(pairs, how.min_strength)
     comparisons, margins = triples(kept), comparison_margins(kept, how.margins)
     _require(comparisons, out, f"pairs rated {how.min_strength!r} or more")
-    reward = new_reward_model(parent, settings, how.fit.seed)
+    reward = new_reward_model(parent, settings, how.fit.seed, four_bit=settings.method == "qlora")
     tokenizer = reward.tokenizer
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id, *stop_ids(tokenizer)):
         raise ValueError(
             f"{parent}: pad token {tokenizer.pad_token!r} also ends texts, and a reward is read at the last token that "
             "is no pad; give the tokenizer a pad token of its own"
         )
-    prepare_special_rows(reward.model, tokenizer, how.fit.seed)
+    prepared = prepare_special_rows(reward.model, tokenizer, how.fit.seed)
     rows = comparison_rows(tokenizer, comparisons, how.fit.max_length, margins)
     with quiet():
         trainer = _RewardTrainer(
             reward.model, args=RewardConfig(**_arguments(how.fit, out, settings), max_length=None,
                                             center_rewards_coefficient=None, disable_dropout=True),
             train_dataset=Dataset.from_dict(rows.columns), processing_class=tokenizer,
-            peft_config=lora_config(how.lora, "SEQ_CLS", REWARD_MODULES_TO_SAVE),
+            peft_config=lora_config(how.lora, "SEQ_CLS", REWARD_MODULES_TO_SAVE[: 2 if how.embeddings else 1]),
             callbacks=[_Progress(_stage(out), "reward model")])  # fmt: skip
-    return _finish(trainer, tokenizer, rows, out, started)
+    trained = _finish(trainer, tokenizer, rows, out, started, settings)
+    _keep_rows(reward.model, [] if how.embeddings else prepared, out)
+    return trained
 
 
 def train_dpo(
@@ -165,7 +171,7 @@ def train_dpo(
     """
     started = time.perf_counter()
     _require(pairs, out, "pairs")
-    policy = load_policy(parent, settings)
+    policy = load_policy(parent, settings, four_bit=settings.method == "qlora")
     tokenizer = policy.tokenizer
     rows = preference_rows(tokenizer, pairs, how.fit.max_length)
     masked = tuple(tokenizer.convert_tokens_to_ids(t) for t in MASKED_IN_DPO) if how.mask_special else ()
@@ -182,7 +188,7 @@ def train_dpo(
             train_dataset=Dataset.from_dict(columns), processing_class=tokenizer,
             peft_config=lora_config(how.lora, "CAUSAL_LM"), callbacks=[_Progress(_stage(out), "DPO")])  # fmt: skip
     trainer.precompute_ref_logps = True  # they are in the columns; TRL's own way hashes and caches on disk
-    return _finish(trainer, tokenizer, rows, out, started)
+    return _finish(trainer, tokenizer, rows, out, started, settings)
 
 
 def _reference(policy: Policy, rows: Rows, masked: tuple[int, ...]) -> dict[str, list[float]]:
@@ -299,7 +305,7 @@ def _arguments(
     """Return the settings that the three trainers share, each one that matters said out loud."""
     seed = fit.seed if seed is None else seed
     share = fit.per_device_train_batch_size // int(os.environ.get("WORLD_SIZE", "1"))
-    parts = 2 if halves and share % 2 == 0 else 1
+    parts = _parts(fit.micro_batch, share, 2 if halves and share % 2 == 0 else 1, _stage(out))
     bf16 = settings.dtype == "bfloat16"
     return {
         "output_dir": str(out), "seed": seed, "data_seed": seed, "use_cpu": settings.device == "cpu", "bf16": bf16,
@@ -307,10 +313,24 @@ def _arguments(
         "lr_scheduler_type": "linear", "optim": "adamw_torch", "weight_decay": 0.0, "max_grad_norm": 1.0,
         "adam_beta2": fit.adam_beta2, "per_device_train_batch_size": share // parts,
         "gradient_accumulation_steps": parts,
-        "gradient_checkpointing": False, "logging_steps": 1, "logging_nan_inf_filter": False, "report_to": [],
+        "gradient_checkpointing": settings.checkpointing, "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "logging_steps": 1, "logging_nan_inf_filter": False, "report_to": [],
         "save_strategy": "no", "eval_strategy": "no", "disable_tqdm": True, "dataloader_num_workers": 0,
         "dataloader_pin_memory": False, "dataloader_drop_last": False, "push_to_hub": False,
     }  # fmt: skip
+
+
+def _parts(micro_batch: int, share: int, without: int, stage: str) -> int:
+    """Return in how many passes a process reads its share of a batch; `without`, where no micro-batch is set."""
+    if micro_batch and share % micro_batch:
+        raise ValueError(f"{stage}: fit.micro_batch={micro_batch} does not divide a batch of {share}; take a divisor")
+    return share // micro_batch if micro_batch else without
+
+
+def _keep_rows(model: Any, ids: Sequence[int], out: Path) -> None:
+    """Write the prepared rows beside the adapter that was trained over them, where they are not in it."""
+    if ids and (out / "adapter").is_dir() and os.environ.get("RANK", "0") == "0":
+        save_special_rows(model, ids, out / "adapter")
 
 
 def _sort_modules(file: Path) -> None:
@@ -322,14 +342,16 @@ def _sort_modules(file: Path) -> None:
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _finish(trainer: Any, tokenizer: Any, rows: Rows, out: Path, started: float) -> Training:
+def _finish(
+    trainer: Any, tokenizer: Any, rows: Rows, out: Path, started: float, settings: profiles.Model
+) -> Training:
     """Train; the first process writes adapter, merged model and training.json; return the last."""
     trainer.remove_callback(PrinterCallback)
     with quiet():
         trainer.train()
     _gather(trainer.model)
     if first := trainer.is_world_process_zero():
-        _write(trainer.model, tokenizer, out)
+        _write(trainer.model, tokenizer, out, settings)
     log = [row for row in trainer.state.log_history if "loss" in row]
     curves = tuple(
         Curve(_stage(out), name, tuple(row["step"] for row in log), tuple(float(row[key]) for row in log))
@@ -351,17 +373,24 @@ def _gather(model: Any) -> None:
                 module.register_parameter(name, torch.nn.Parameter(shard.full_tensor().cpu(), shard.requires_grad))
 
 
-def _write(model: Any, tokenizer: Any, out: Path) -> None:
-    """Write the adapter, and the merged model with its tokenizer."""
+def _write(model: Any, tokenizer: Any, out: Path, settings: profiles.Model) -> None:
+    """Write the adapter and the tokenizer, and the merged model or the name of the adapter's parent."""
     with quiet():
         # The parent's name, not its path: a path of this machine would make equal adapters differ.
         config = model.peft_config["default"]
-        config.base_model_name_or_path = Path(config.base_model_name_or_path or "").name
+        parent = config.base_model_name_or_path or ""
+        config.base_model_name_or_path = Path(parent).name
         model.save_pretrained(out / "adapter")
         (out / "adapter" / "README.md").unlink(missing_ok=True)
         _sort_modules(out / "adapter" / "adapter_config.json")
-        merged = model.merge_and_unload()
+        tokenizer.save_pretrained(out)
+        if settings.method == "qlora":
+            merged = merge_16_bit(model, parent, out / "adapter", settings)
+        elif settings.keep == "adapters":
+            return write_parent(out, parent, model.get_base_model())
+        else:
+            merged = model.merge_and_unload()
         if getattr(merged, "generation_config", None) is not None:
             merged.generation_config.eos_token_id = stop_ids(tokenizer)
         merged.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+    return None

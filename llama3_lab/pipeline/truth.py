@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llama3_lab.pipeline.verdicts import verify
+from llama3_lab.benchmarks.checkers import verify
 from llama3_lab.records import Candidate, Prompt, Verdict
 from llama3_lab.world import conversation
 
