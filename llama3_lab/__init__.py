@@ -15,4 +15,8 @@ The map, in the order in which data moves:
 Importing this package imports nothing heavy: torch arrives with `models` and `pipeline`.
 """
 
+import logging
+
 __version__ = "0.1.0"
+# TRL and PEFT import bitsandbytes where it is installed, and on a CPU that tells of a faster kernel that it lacks.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

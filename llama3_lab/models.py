@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import os
 import re
 import warnings
@@ -33,7 +32,6 @@ __all__ = [
 ]  # fmt: skip
 Style = Literal["chat", "base"]
 EncodedRow = tuple[list[int], list[int]]  # token ids of a prompt and of an answer
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it; it tells of kernels that it lacks
 END_OF_TURN = "<|eot_id|>"
 PAD = "<|finetune_right_pad_id|>"
 STAND_IN = "data/tiny_base"
@@ -259,6 +257,8 @@ def _complete(tokenizer: Any, where: str) -> Any:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence what transformers, PEFT, TRL and datasets print about themselves, and only inside."""
+    import logging
+
     from transformers.utils import logging as hf
 
     level, chatty = hf.get_verbosity(), hf.is_progress_bar_enabled()

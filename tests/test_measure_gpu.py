@@ -19,7 +19,7 @@ import gpu_cases
 import measure_gpu
 import pytest
 import torch
-from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 
 from llama3_lab import profiles
 from llama3_lab.models import quiet
@@ -195,6 +195,21 @@ def test_settings_are_those_of_the_stages_that_a_run_trains():
     theirs, ours = training._arguments(fit, Path("out"), settings), gpu_cases.arguments(case.recipe, HOW, "out")
     assert {k for k in theirs | ours if theirs.get(k) != ours.get(k)} == {"max_steps", "warmup_steps"}
     assert not (profiles.EIGHT_B.sft.embeddings or profiles.EIGHT_B.reward.embeddings), "else they train in full too"
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_a_step_reads_its_rows_once(monkeypatch, stage):
+    """No reference runs beside DPO's policy, and each step reads as many rows as are counted."""
+    read = []
+
+    def forward(self, input_ids, *given, real=LlamaModel.forward, **more):
+        read.append(input_ids.numel())
+        return real(self, input_ids, *given, **more)
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    (case,) = tiny_cases((stage, "lora", 16, 2, True))
+    assert gpu_cases.attempt(case, HOW).outcome == "measured"
+    assert read == [case.step_tokens] * (TINY.warm_up + TINY.steps)
 
 
 # -- a dry run

@@ -2,6 +2,7 @@
 
     python tools/train_guard.py                                   # what `make guard` runs; writes data/tiny_guard/
     python tools/train_guard.py --seed 1 --out build/guard-1      # another seed, e.g. for intervals over seeds
+    python tools/train_guard.py --measure --out data/tiny_guard   # choose and measure again, without training
 
 The threshold is chosen on validation; the figures in guard.json are of the test split, whose acts, things and names
 no training put together. The held-out wording is reported apart.
@@ -25,7 +26,7 @@ from llama3_lab.safety.injections import INJECTIONS, TRAINED, inject
 from llama3_lab.safety.quantised import quantised, size_of
 from llama3_lab.safety.safety_metrics import Detection, by_category, calibration, choose_threshold, detect
 from llama3_lab.safety.taxonomy import categories
-from llama3_lab.store import write_text
+from llama3_lab.store import read_text, write_text
 from llama3_lab.world.hazards import FAMILIES
 
 HELD_OUT = TINY.safety.held_out
@@ -35,25 +36,31 @@ KEPT = ("model.safetensors", "config.json", "generation_config.json", "tokenizer
         "chat_template.jinja", "training.json")  # fmt: skip
 
 
-def train(seed: int, threads: int, out: Path) -> dict:
-    """Train, choose, measure, and write the guard to `out`; return what guard.json holds."""
+def train(seed: int, threads: int, out: Path) -> None:
+    """Train, and write the guard to `out`."""
     how, settings = TINY.safety.guard, replace(TINY.model, threads=threads)
     known, fit = categories(how.scheme), replace(how.fit, seed=seed)
     policy = new_guard(TINY.model.path, settings)
     examples = draw_examples(how.examples, "train", seed, KNOWN, TRAINED)
     rows = guard_rows(policy.tokenizer, [(e.turns, e.codes) for e in examples], known, fit.max_length)
     with TemporaryDirectory() as made:
-        training = train_guard(policy, rows, replace(TINY.sft, fit=fit, lora=how.lora), Path(made), settings)
+        train_guard(policy, rows, replace(TINY.sft, fit=fit, lora=how.lora), Path(made), settings)
         out.mkdir(parents=True, exist_ok=True)
         for name in KEPT:
             shutil.copy(Path(made) / name, out / name)
-    guard = load_guard(out, settings, known)
+
+
+def choose_and_measure(seed: int, threads: int, out: Path) -> dict:
+    """Choose the threshold of the guard in `out`, measure it, and write guard.json; return what that holds."""
+    how, settings = TINY.safety.guard, replace(TINY.model, threads=threads)
+    guard = load_guard(out, settings, categories(how.scheme), 0.5)
+    seconds = json.loads(read_text(out / "training.json"))["seconds"]
     validation = draw_examples(VALIDATION, "validation", 0, KNOWN, mix=EVEN)
     values = score(guard, [e.turns for e in validation])
     chosen = choose_threshold(values, [e.unsafe for e in validation], how.max_fpr).threshold
     found = {
-        "seed": seed, "threshold": chosen, "train_examples": len(examples), "seconds": training.seconds,
-        "steps": fit.max_steps, "test": measure(guard, chosen), "int8": measure(quantised(guard), chosen),
+        "seed": seed, "threshold": chosen, "train_examples": how.examples, "seconds": seconds,
+        "steps": how.fit.max_steps, "test": measure(guard, chosen), "int8": measure(quantised(guard), chosen),
         "bytes": {"float32": size_of(guard), "int8": size_of(quantised(guard))},
         "injections": measure_injections(guard, chosen), **measure_more(guard, chosen),
     }  # fmt: skip
@@ -102,8 +109,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "data" / "tiny_guard")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=TINY.model.threads)
+    parser.add_argument("--measure", action="store_true", help="measure the guard that is there, without training")
     args = parser.parse_args()
-    found = train(args.seed, args.threads, args.out)
+    if not args.measure:
+        train(args.seed, args.threads, args.out)
+    found = choose_and_measure(args.seed, args.threads, args.out)
     for part in ("test", "int8"):
         for name, d in found[part].items():
             print(f"{part:<5} {name:<18} F1 {d['f1']['value']:.3f}  FPR {d['false_positive_rate']['value']:.3f}")
