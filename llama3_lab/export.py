@@ -22,7 +22,8 @@ from llama3_lab.store import Stage, from_json, read_records, read_text
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
-OWN = ("training.json",)  # of the run, not of the model
+ROWS = "adapter/special_rows.safetensors"  # of the base, prepared before the adapter was trained over them
+OWN = ("training.json", "parent.json", ROWS)  # of the run, not of the model
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,29 @@ class Exported:
     next_steps: tuple[str, ...]
 
 
-def export(run: Path, name: str, out: Path, adapter: bool = False) -> Exported:
+def export(run: Path, name: str, out: Path, adapter: bool = False, weights: Path | None = None) -> Exported:
     """Write checkpoint `name` of the run folder `run` to the new folder `out`.
 
-    adapter: the adapter alone, to be put on its parent, instead of the merged weights.
+    adapter: the adapter alone, to be put on its parent, instead of the merged weights. weights: a folder with the
+    merged weights and their config, for a run that keeps adapters only (models.write_merged makes it).
 
     Raises:
         ValueError: if `out` is there already, `run` has no such checkpoint (it lists those there are), a file of it
-            is missing or altered, or it has no adapter.
+            is missing or altered, or it has no adapter; or, without `weights`, no merged weights.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: there is something already, and nothing is overwritten; choose another with --out")
     chain = _chain(run, name)
     checkpoint, source = chain[0], run / chain[0].path
     _verify(source, checkpoint)
-    wanted = [f for f, _ in checkpoint.files if f not in OWN and (f in ADAPTER) == adapter or f in TOKENIZER]
+    names = [f for f, _ in checkpoint.files if f not in OWN and (f in ADAPTER) == adapter or f in TOKENIZER]
+    wanted = {f: source / f for f in names}
+    if adapter and (source / ROWS).is_file():
+        wanted[ROWS] = source / ROWS
+    if not adapter and (source / "parent.json").is_file():
+        if weights is None:
+            raise ValueError(f"{name}: the run keeps adapters only (model.keep); export it with --adapter")
+        wanted |= {p.name: p for p in sorted(weights.iterdir())}
     if adapter and not set(ADAPTER) <= set(wanted):
         raise ValueError(f"{name}: has no adapter, for it is an average of several runs; export it merged (without "
                          "--adapter), or the adapter of one of the runs")  # fmt: skip
@@ -58,30 +67,38 @@ def export(run: Path, name: str, out: Path, adapter: bool = False) -> Exported:
     partial = out.with_name(f".{out.name}.partial")
 
     def make(folder: Path) -> None:
-        for file in wanted:
-            shutil.copyfile(source / file, folder / Path(file).name)
+        for file, path in wanted.items():
+            shutil.copyfile(path, folder / Path(file).name)
         _inside(folder)
         if adapter:
             _name_base(folder, chain, origin)
         if words := notice(origin):
             (folder / "NOTICE").write_text(words, encoding="utf-8")
-        notes = next_steps(Path(out.name), checkpoint, adapter, origin)  # no path of this machine in a card
+        # No path of this machine in a card.
+        notes = next_steps(Path(out.name), checkpoint, adapter, origin, ROWS in wanted)
         digests = tuple((p.name, digest_file(p)) for p in sorted(folder.iterdir()))
         card = model_card(chain, origin, digests, notes, _report(run), adapter)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     _fill(partial, out, make)
     size = sum(p.stat().st_size for p in out.iterdir())
-    return Exported(out, checkpoint, adapter, size, next_steps(out, checkpoint, adapter, origin))
+    return Exported(out, checkpoint, adapter, size, next_steps(out, checkpoint, adapter, origin, ROWS in wanted))
 
 
-def next_steps(out: Path, checkpoint: Checkpoint, adapter: bool, origin: Origin) -> tuple[str, ...]:
-    """Return the lines on how to serve the export with vLLM, and how to convert it for llama.cpp."""
+def next_steps(
+    out: Path, checkpoint: Checkpoint, adapter: bool, origin: Origin, rows: bool = False
+) -> tuple[str, ...]:
+    """Return the lines on how to serve the export with vLLM, and how to convert it for llama.cpp.
+
+    rows: the adapter needs prepared rows in its base, which lie beside it.
+    """
     name = checkpoint.name.replace("/", "-")
     if checkpoint.kind == "reward":
         return ("a reward model: AutoModelForSequenceClassification loads it; its one logit is the reward",)
     if adapter:
         whole = "it trained whole embedding tables, which vLLM's adapters cannot hold: export it merged to serve it"
+        if rows:
+            whole = "its base needs the rows of special_rows.safetensors, which vLLM cannot add: export it merged"
         parent = "the base" if checkpoint.parent == "base" else f"{checkpoint.parent}: export that too"
         return (f"PARENT below is its parent, {parent}",
                 whole if checkpoint.parent == "base" else

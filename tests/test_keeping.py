@@ -10,12 +10,16 @@ from random import Random
 
 import pytest
 import torch
+from peft import PeftModel
 
-from llama3_lab.models import batches, load_policy, load_reward_model, token_logprobs, write_merged
+from llama3_lab import cli
+from llama3_lab.export import export
+from llama3_lab.models import apply_special_rows, batches, load_policy, load_reward_model, token_logprobs, write_merged
 from llama3_lab.pipeline.averaging import average
 from llama3_lab.pipeline.training import train_dpo, train_reward, train_sft
-from llama3_lab.profiles import Dpo, Fit, Model, Reward, Sft
+from llama3_lab.profiles import TINY, Dpo, Fit, Model, Reward, Sft
 from llama3_lab.records import Demonstration, PreferencePair
+from llama3_lab.store import RunFolder
 from llama3_lab.world.corpus import ideal, make_prompt
 
 BASE = Path(__file__).resolve().parent.parent / "data" / "tiny_base"
@@ -115,3 +119,43 @@ def test_batches_hold_every_row_once_within_both_limits():
         assert len(batch) <= 8 and (len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 300)
     assert list(batches([500], 8, 300)) == [[0]]
     assert [len(b) for b in batches([10] * 20, 8)] == [8, 8, 4]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder that keeps adapters: an SFT, and a DPO run on it."""
+    profile = replace(TINY, model=KEPT)
+    path = tmp_path_factory.mktemp("runs") / "run"
+    sft = path / "checkpoints" / "first"
+    with RunFolder(path, profile) as folder:
+        folder.checkpoint("first", "policy", "base", "d" * 64, lambda out: train_sft(
+            BASE, ROWS, Sft(fit=FIT, embeddings=False), out, KEPT, embeddings=False))  # fmt: skip
+        folder.checkpoint("round1-policy", "policy", "first", "e" * 64, lambda out: train_dpo(
+            sft, PAIRS, Dpo(fit=FIT), out, KEPT, seed=1))  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize("name", ["first", "round1-policy"])
+def test_the_command_exports_merged_weights_with_equal_logits(run, tmp_path, name, capsys):
+    assert cli.main(["export", str(run), "--checkpoint", name, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file() and not (tmp_path / "out" / "parent.json").exists()
+    assert "vllm serve" in capsys.readouterr().out
+    assert torch.equal(logits(tmp_path / "out"), logits(run / "checkpoints" / name))
+    assert [p.name for p in tmp_path.iterdir()] == ["out"], "nothing is left beside it"
+
+
+def test_an_exported_adapter_brings_the_rows_it_needs(run, tmp_path, capsys):
+    assert cli.main(["export", str(run), "--checkpoint", "first", "--adapter", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "special_rows.safetensors").is_file()
+    assert "special_rows.safetensors" in capsys.readouterr().out
+    base = load_policy(BASE, MERGED)
+    apply_special_rows(base.model, tmp_path / "out")
+    model = PeftModel.from_pretrained(base.model, tmp_path / "out").merge_and_unload()
+    ids = torch.tensor([[5, 17, 101]])
+    with torch.inference_mode():
+        assert torch.equal(model(ids).logits, load_policy(run / "checkpoints" / "first", MERGED).model(ids).logits)
+
+
+def test_the_library_says_that_there_are_no_merged_weights(run, tmp_path):
+    with pytest.raises(ValueError, match="keeps adapters only"):
+        export(run, "first", tmp_path / "out")
