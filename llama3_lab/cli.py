@@ -245,11 +245,11 @@ def _report(args: argparse.Namespace) -> int:
 
 def _show(report: RunReport, out: Path) -> None:
     from llama3_lab.course.page import render_page
-    from llama3_lab.course.safety_views import table_safety
+    from llama3_lab.course.safety_views import table_false_refusals, table_safety
     from llama3_lab.course.views import table_stages
 
     write_text(out / "report.html", render_page(report))
-    print("\n\n".join(t for t in (table_stages(report), table_safety(report)) if t))
+    print("\n\n".join(t for t in (table_stages(report), table_safety(report), table_false_refusals(report)) if t))
     print(f"\nreport: {out / 'report.html'} (the same figures: {out / 'report.json'})")
 
 

@@ -422,6 +422,15 @@ class SafetyScore:
 
 
 @dataclass(frozen=True)
+class FalseRefusals:
+    """How often a policy refuses harmless requests that sound otherwise (§5.4.2), by the refusal detector; greedy."""
+
+    stage: str
+    round: int
+    rate: Rate
+
+
+@dataclass(frozen=True)
 class StudyScore:
     """One arm of the safety study (safety.study) with one training seed. part: "layers", "red team" or "quality"."""
 
@@ -456,7 +465,7 @@ class RunReport:
     """A whole run: what `report.json` holds and `report.html` shows.
 
     start: evaluations of the base (its own format and the chat format) and of the first policy.
-    safety, safety_funnel: empty where the run had safety off.
+    safety, safety_funnel: empty where the run had safety off. false_refusals: empty without prompts for it.
     comparisons: every gain beside its control, Holm-corrected as one family. best_of_k: on test
     prompts, the first policy's answers, judged by round 1's reward model. versions: packages.
     """
@@ -479,3 +488,4 @@ class RunReport:
     versions: tuple[tuple[str, str], ...] = field(default=())
     safety: tuple[SafetyScore, ...] = field(default=())
     safety_funnel: tuple[SafetyFunnel, ...] = field(default=())
+    false_refusals: tuple[FalseRefusals, ...] = field(default=(), metadata={"added": True})

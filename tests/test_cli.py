@@ -39,7 +39,8 @@ def place(tmp_path, monkeypatch):
     fake(monkeypatch, "llama3_lab.pipeline.rounds", run_loop=run_loop)
     fake(monkeypatch, "llama3_lab.course.page", render_page=lambda report: f"<html>{report.name}</html>")
     fake(monkeypatch, "llama3_lab.course.views", table_stages=lambda report: "the table")
-    fake(monkeypatch, "llama3_lab.course.safety_views", table_safety=lambda report: "")
+    fake(monkeypatch, "llama3_lab.course.safety_views", table_safety=lambda report: "",
+         table_false_refusals=lambda report: "")  # fmt: skip
     return asked
 
 

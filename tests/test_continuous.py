@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 from collections import Counter
@@ -74,13 +75,13 @@ def test_greedy_answers_are_the_loops(policy, style):
 
 
 def test_order_ids_and_seed(policy):
-    how = Sampling(k=3, max_new_tokens=24)
-    found = sample_continuous(policy, PROMPTS, how, "base")
-    assert [c.prompt for c in found] == [p for p in PROMPTS for _ in range(3)]
+    how = Sampling(k=3, max_new_tokens=16)
+    found = sample_continuous(policy, PROMPTS[::2], how, "base")
+    assert [c.prompt for c in found] == [p for p in PROMPTS[::2] for _ in range(3)]
     assert {(c.policy, c.temperature, c.seed) for c in found} == {("base", 1.0, 0)}
-    assert all(c.finished or c.n_tokens == 24 for c in found)
-    assert found == sample_continuous(policy, PROMPTS, how, "base")
-    other = sample_continuous(policy, PROMPTS, replace(how, seed=1), "base")
+    assert all(c.finished or c.n_tokens == 16 for c in found)
+    assert found == sample_continuous(policy, PROMPTS[::2], how, "base")
+    other = sample_continuous(policy, PROMPTS[::2], replace(how, seed=1), "base")
     assert [c.text for c in found] != [c.text for c in other]
     assert sample_continuous(policy, [], how, "base") == []
 
@@ -133,7 +134,7 @@ def test_prompts_of_very_different_lengths(policy):
 
 def test_the_first_token_is_drawn_from_the_models_distribution(policy):
     """Nothing is cut off: tokens beyond the likeliest 50 and the likeliest 90 % come as often as they should."""
-    prompt, n = next(p for p in PROMPTS if p.skill == "conversation"), 1500
+    prompt, n = next(p for p in PROMPTS if p.skill == "conversation"), 1000
     ids = torch.tensor([encode_prompt(policy.tokenizer, prompt.text, "base")])
     for temperature in (1.0, 2.0):
         how = Sampling(k=n, temperature=temperature, max_new_tokens=1)
@@ -154,22 +155,22 @@ def test_the_first_token_is_drawn_from_the_models_distribution(policy):
 
 
 def test_pass_rates_of_both_samplers_agree(policy):
-    """A two-sided interval, so narrow that a real difference of .1 would be seen nine times in ten, or nearly."""
+    """The interval, two-sided and of 99 %, would show a real difference of .1 nearly nine times in ten."""
     prompts = [p for p in held_out(10, "validation") if p.skill != "conversation"]
-    how = Sampling(k=32)
+    how = Sampling(k=24)
     passed = [
         sum(v.outcome == "pass" for v in verify(f(policy, prompts, how, "base"))) for f in (sample_continuous, sample)
     ]
-    n, alpha = len(prompts) * how.k, 0.001
+    n, alpha = len(prompts) * how.k, 0.01
     rate = sum(passed) / 2 / n
     effect = proportion_effectsize(rate + 0.05, rate - 0.05)
     assert NormalIndPower().power(effect, n, alpha) > 0.85
     low, high = confint_proportions_2indep(passed[0], n, passed[1], n, method="newcomb", compare="diff", alpha=alpha)
-    assert low < 0 < high and high - low < 0.16
+    assert low < 0 < high and high - low < 0.14
 
 
 def test_k_answers_to_a_prompt_differ(policy):
-    found = sample_continuous(policy, PROMPTS, Sampling(k=4, temperature=1.5), "base")
+    found = sample_continuous(policy, PROMPTS, Sampling(k=4, temperature=1.5, max_new_tokens=16), "base")
     several = [len({c.text for c in found[i : i + 4]}) > 1 for i in range(0, len(found), 4)]
     assert sum(several) > 0.8 * len(several)
 
@@ -283,11 +284,12 @@ def test_model_and_random_numbers_are_as_before_after_success_and_after_failure(
         expected = sample(policy, PROMPTS[:4], GREEDY, "base")
 
         def unchanged() -> None:
+            assert gc.get_freeze_count() == frozen
             assert model.config._attn_implementation == attention and not model.training
             assert torch.equal(before, logits(policy))
             assert threading.active_count() == threads, "its thread goes on"
 
-        threads = threading.active_count()
+        threads, frozen = threading.active_count(), gc.get_freeze_count()
         torch.manual_seed(7)
         drawn = torch.rand(1)
         torch.manual_seed(7)

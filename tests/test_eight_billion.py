@@ -94,8 +94,14 @@ class Watched:
         finish, write = training._finish, training._write
 
         def seen(trainer: Any, tokenizer: Any, rows: Any, out: Path, *more: Any) -> Any:
-            parameters = trainer.model.named_parameters()
-            self.trained[training._stage(out)] = {n: (p.shape, p.dtype) for n, p in parameters if p.requires_grad}
+            train = trainer.train
+
+            def note() -> Any:
+                parameters = trainer.model.named_parameters()
+                self.trained[training._stage(out)] = {n: (p.shape, p.dtype) for n, p in parameters if p.requires_grad}
+                return train()
+
+            trainer.train = note
             return finish(trainer, tokenizer, rows, out, *more)
 
         def written(model: Any, tokenizer: Any, out: Path, *more: Any) -> None:
@@ -548,20 +554,28 @@ def test_the_same_seed_gives_the_same_weights_whatever_ran_before(base, run, tmp
             assert file.read_bytes() == (run / part).read_bytes(), part
 
 
-def test_adapters_alone_load_as_the_merged_weights_do(base, run, ids, tmp_path):
-    """As the profile 8b keeps them: `model.keep=adapters`."""
-    how = settings(base, keep="adapters")
-    train_sft(base, ROWS, SFT, tmp_path / "sft", how, embeddings=False)
+@pytest.fixture(scope="module")
+def kept(base, tmp_path_factory) -> Path:
+    """The stages again, kept as the profile 8b keeps them: adapters alone."""
+    how, at = settings(base, keep="adapters"), tmp_path_factory.mktemp("kept")
+    train_sft(base, ROWS, SFT, at / "sft", how, embeddings=False)
     for seed in (1, 2):
-        train_dpo(tmp_path / "sft", PAIRS, DPO, tmp_path / f"dpo-{seed}", how, seed)
-    adapters = [tmp_path / f"dpo-{seed}" / "adapter" for seed in (1, 2)]
-    average(adapters, tmp_path / "sft", tmp_path / "policy", how)
-    train_reward(base, PAIRS, REWARD, tmp_path / "reward", how)
-    for name in ("sft", "dpo-1", "dpo-2", "policy", "reward"):
-        assert not list((tmp_path / name).glob("model*.safetensors")), name
-        found, wanted = (logits_of(loaded(at / name, settings(base)), ids) for at in (tmp_path, run))
-        assert torch.equal(found, wanted), name
-        assert AutoConfig.from_pretrained(tmp_path / name).rope_parameters == ROPE
+        train_dpo(at / "sft", PAIRS, DPO, at / f"dpo-{seed}", how, seed)
+    average([at / f"dpo-{seed}" / "adapter" for seed in (1, 2)], at / "sft", at / "policy", how)
+    train_reward(base, PAIRS, REWARD, at / "reward", how)
+    return at
+
+
+@pytest.mark.parametrize("name", [
+    "sft", "dpo-1", "dpo-2", "reward",
+    pytest.param("policy", marks=pytest.mark.xfail(strict=True, reason=(
+        "PEFT makes the mean's factors bfloat16: merged, they are multiplied in it; loaded, in float32"))),
+])  # fmt: skip
+def test_adapters_alone_load_as_the_merged_weights_do(base, run, kept, ids, name):
+    assert not list((kept / name).glob("model*.safetensors"))
+    assert AutoConfig.from_pretrained(kept / name).rope_parameters == ROPE
+    found, wanted = (logits_of(loaded(at / name, settings(base)), ids) for at in (kept, run))
+    assert torch.equal(found, wanted)
 
 
 def test_a_run_goes_on_where_it_stopped(base, run):
@@ -657,13 +671,10 @@ def test_an_export_holds_the_model_and_no_more(run, tmp_path):
                      "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="export takes the adapter's special_rows.safetensors for a file of the model")
 def test_an_export_without_its_adapter_has_no_rows_beside_an_adapter(run, tmp_path):
     assert not (export(run.parent, "sft", tmp_path / "out").folder / "special_rows.safetensors").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="export leaves out special_rows.safetensors, without which the adapter is "
-                                       "not the checkpoint's")  # fmt: skip
 def test_an_exported_adapter_on_the_base_is_the_checkpoint(base, run, ids, tmp_path):
     from peft import PeftModel
 
@@ -783,6 +794,15 @@ def test_qloras_merged_model_knows_what_was_trained_in_4_bits(quantized):
     rewards = score(load_reward_model(at / "reward", how), [(p.prompt, a) for p in PAIRS
                                                             for a in (p.chosen, p.rejected)])  # fmt: skip
     assert sum(a > b for a, b in zip(rewards[::2], rewards[1::2], strict=True)) >= 14
+
+
+@needs_bitsandbytes
+@pytest.mark.xfail(strict=True, reason="TRL makes the adapters over a base in 4 bits bfloat16, and AdamW's moments with "
+                                       "them; the planner counts float32")  # fmt: skip
+def test_qloras_adapters_are_trained_in_float32_as_the_planner_counts(quantized):
+    _, at, _ = quantized
+    stored = load_file(at / "sft" / "adapter" / "adapter_model.safetensors")
+    assert {w.dtype for w in stored.values()} == {torch.float32}
 
 
 @pytest.mark.xfail(strict=True, reason="a guard's parent has fewer rows than its grown vocabulary, so that nothing can "

@@ -360,7 +360,7 @@ def test_memory_that_is_out_is_a_result_and_nothing_stays(monkeypatch, error):
         made.append(weakref.ref(model))
         raise error
 
-    (case,) = tiny_cases(SFT)
+    case, following = tiny_cases(SFT, GUARD)
     with monkeypatch.context() as patch:
         patch.setattr(gpu_cases.Sft, "training_step", step)
         done = gpu_cases.attempt(case, HOW)
@@ -368,7 +368,7 @@ def test_memory_that_is_out_is_a_result_and_nothing_stays(monkeypatch, error):
     gc.collect()
     assert (done.outcome, done.why, done.seconds) == ("out of memory", "", None)
     assert [model() for model in made] == [None], "its memory must be free for the next case"
-    assert gpu_cases.attempt(case, HOW).outcome == "measured", "and the next case runs"
+    assert gpu_cases.attempt(following, HOW).outcome == "measured", "and the next case runs"
 
 
 def test_a_measured_model_goes_with_its_case(monkeypatch):

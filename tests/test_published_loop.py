@@ -14,6 +14,7 @@ from published import published, write_published
 
 from llama3_lab.cli import check_profile
 from llama3_lab.course.page import render_page
+from llama3_lab.course.safety_views import table_false_refusals
 from llama3_lab.course.views import table_stages
 from llama3_lab.pipeline import rounds
 from llama3_lab.pipeline.rounds import run_loop
@@ -76,6 +77,13 @@ def test_page_and_table_show_the_skills(run):
     report, _ = run
     page = render_page(report)
     assert "gsm8k" in table_stages(report) and "mbpp" in page and "conversation" not in table_stages(report)
+
+
+def test_false_refusals_are_counted_on_the_named_harmless_requests(run):
+    report, _ = run
+    assert [f.stage for f in report.false_refusals] == ["first policy", "round 1 sft", "round 1 policy"]
+    assert {f.rate.n for f in report.false_refusals} == {4}, "the row that is not labelled safe does not count"
+    assert "Refusals of harmless requests" in render_page(report) and "round 1 sft" in table_false_refusals(report)
 
 
 def test_no_test_problem_trains(run, profile):

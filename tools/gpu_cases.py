@@ -364,7 +364,8 @@ def _dpo(model: Any, recipe: Recipe, how: How, folder: str) -> Any:
 
 
 def _adapters(recipe: Recipe, task: Any) -> Any:
-    return lora_config(profiles.Lora(r=recipe.lora_r), task, ("score",) if task == "SEQ_CLS" else ())
+    how = replace(profiles.EIGHT_B.sft.lora, r=recipe.lora_r)
+    return lora_config(how, task, ("score",) if task == "SEQ_CLS" else ())
 
 
 def _rows(recipe: Recipe, how: How, part: int) -> list[list[int]]:

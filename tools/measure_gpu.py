@@ -171,7 +171,8 @@ def conditions(device: str, card: Gpu, attention: str, shape: Shape, args: argpa
 
     on_card = device == "cuda"
     how = gpu_cases.How(device, attention, args.seed, shape.warm_up, shape.steps, math.inf, card.tflops)
-    settings = gpu_cases.arguments(recipe_of("sft", "lora", shape, (shape.lengths[1], 1, True), attention), how, "")
+    recipe = recipe_of("sft", "lora", shape, (shape.lengths[1], 1, True), attention)
+    settings = {**gpu_cases.arguments(recipe, how, ""), "lora_alpha": EIGHT_B.sft.lora.alpha}
     free, total = torch.cuda.mem_get_info() if on_card else (0, 0)
     allocator = os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or "default"
     return Conditions(

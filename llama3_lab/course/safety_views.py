@@ -37,6 +37,14 @@ def table_safety(run: RunReport) -> str:
     return "\n".join([textwrap.fill(title, 100), table, *lines])
 
 
+def table_false_refusals(run: RunReport) -> str:
+    """Return how often each policy refused the harmless requests that the profile named; "" where it named none."""
+    if not run.false_refusals:
+        return ""
+    title = f"Refusals of harmless requests (greedy; {run.false_refusals[0].rate.n} requests; read by the detector)"
+    return "\n".join([title, *(f"{f.stage:<24}{brief(f.rate)}" for f in run.false_refusals)])
+
+
 def of(run: RunReport, stage: str, layers: str = "model") -> SafetyScore | None:
     """Return a stage's score behind a set of layers, or None."""
     return next((s for s in run.safety if (s.stage, s.layers) == (stage, layers)), None)
@@ -68,7 +76,11 @@ def safety_words(run: RunReport) -> list[str]:
 
 def safety_section(run: RunReport, table: Callable[[str, Sequence[str], Sequence[Sequence[str]]], str]) -> str:
     """Return the report page's section, "" where safety was off. table: the page's own table maker."""
+    named = table("Refusals of harmless requests, read by the refusal detector, with 95 % intervals.",
+                  ("stage", "refused"), [(f.stage, brief(f.rate)) for f in run.false_refusals]
+                  ) if run.false_refusals else ""  # fmt: skip
     if not run.safety:
-        return ""
+        return named
     words = "".join(f"<p>{escape(line)}</p>" for line in safety_words(run))
-    return words + table("Rates with 95 % intervals. Right help: look-alikes with their own answer.", HEAD, rows(run))
+    caption = "Rates with 95 % intervals. Right help: look-alikes with their own answer."
+    return words + named + table(caption, HEAD, rows(run))

@@ -22,6 +22,7 @@ are in flight on a CPU. The sizes on a GPU are reckoned, not measured.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -210,6 +211,9 @@ def _managed(model: Any, settings: Any, batching: Any) -> Iterator[Any]:
     logger = logging.getLogger("ContinuousBatchingLogger")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)  # what goes wrong is raised here, in one line
+    spare = not gc.get_freeze_count()
+    if spare:
+        gc.freeze()  # the manager collects garbage twice when it stops; what was there before it need not be searched
     try:
         with quiet(), torch.random.fork_rng(devices):
             manager = model.init_continuous_batching(settings, batching)
@@ -219,6 +223,8 @@ def _managed(model: Any, settings: Any, batching: Any) -> Iterator[Any]:
                 manager.stop(block=True, hard_stop=True)
                 manager.destroy()
     finally:
+        if spare:
+            gc.unfreeze()
         logger.setLevel(level)
         if model.config._attn_implementation != before:
             model.set_attn_implementation(before)

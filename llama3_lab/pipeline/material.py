@@ -16,10 +16,10 @@ from dataclasses import replace
 from random import Random
 
 from llama3_lab.benchmarks import gsm8k, mbpp, preferences
-from llama3_lab.benchmarks.sources import Source
+from llama3_lab.benchmarks.sources import Source, prompt_id, read_rows
 from llama3_lab.pipeline.prompts import TEST_SEED, LeakIndex, draw_prompts, held_out
 from llama3_lab.profiles import Benchmarks, Data, Profile
-from llama3_lab.records import SKILLS, Demonstration, PreferencePair, Prompt
+from llama3_lab.records import SKILLS, Check, Demonstration, PreferencePair, Prompt
 from llama3_lab.world.corpus import write
 
 SUBJECTS = (gsm8k.SKILL, mbpp.SKILL)
@@ -88,6 +88,24 @@ def first_pairs(profile: Profile) -> list[PreferencePair]:
     where = profile.data.benchmarks
     source = Source(where.preferences, "train", hub_split=where.preferences_split, limit=profile.reward.pairs)
     return list(preferences.load_preferences(source, training=True).pairs)
+
+
+def borderline(profile: Profile) -> list[Prompt]:
+    """Return the harmless requests that false refusals are counted on; empty where the profile names none.
+
+    Column prompt; where there is a column label, the rows that it calls "safe".
+
+    Raises:
+        ValueError: if the file cannot be read, or has no such row.
+    """
+    place = profile.data.benchmarks.borderline
+    if not place:
+        return []
+    rows = [r for r in read_rows(Source(place, "test")) if str(r.columns.get("label", "safe")).lower() == "safe"]
+    if not rows:
+        raise ValueError(f"{place}: no row is labelled safe, and false refusals are counted on those")
+    return [Prompt(prompt_id("borderline", r), "borderline", r.text("prompt"), "test", 1, Check("rubric", ""))
+            for r in rows]  # fmt: skip
 
 
 def _source(where: Benchmarks, skill: str, split: str) -> Source:

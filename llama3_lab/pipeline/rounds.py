@@ -311,6 +311,7 @@ def finish(run: Run, start: tuple[Evaluation, ...], rounds: list[RoundReport]) -
         health=tuple(h for t in trained for h in t.health), curves=tuple(c for t in trained for c in t.curves),
         safety=tuple(safety_of(run, len(rounds))),
         safety_funnel=tuple(f for r in rounds for f in safety_rounds.safety_funnel(run, r.round)),
+        false_refusals=tuple(f for p in policies_of(run, len(rounds)) for f in safety_rounds.false_refusals(run, *p)),
         seconds=run.folder.total_seconds(), versions=versions(),
         peak_memory_gb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     )  # fmt: skip
@@ -318,11 +319,16 @@ def finish(run: Run, start: tuple[Evaluation, ...], rounds: list[RoundReport]) -
 
 def safety_of(run: Run, n_rounds: int) -> list[SafetyScore]:
     """Return VR and FRR of the first policy and of each round's, alone and behind the guard."""
-    stages = [("first", "first policy", 0)]
+    return [s for policy in policies_of(run, n_rounds) for s in safety_rounds.safety_scores(run, *policy)]
+
+
+def policies_of(run: Run, n_rounds: int) -> list[tuple[str, str, int]]:
+    """Return (name, stage, round) of the first policy, and of each round's SFT model and policy."""
+    found = [("first", "first policy", 0)]
     for i in range(1, n_rounds + 1):
-        stages += [(f"round{i}-sft", f"round {i} sft", i)] if run.profile.order == "paper" else []
-        stages.append((f"round{i}-policy", f"round {i} policy", i))
-    return [s for name, stage, number in stages for s in safety_rounds.safety_scores(run, name, stage, number)]
+        found += [(f"round{i}-sft", f"round {i} sft", i)] if run.profile.order == "paper" else []
+        found.append((f"round{i}-policy", f"round {i} policy", i))
+    return found
 
 
 def compare_judges(run: Run) -> list[BestOfK]:

@@ -101,6 +101,10 @@ class Run:
         how = replace(self.profile.sampling, k=k, seed=seed_of(self.profile, stage))
         return self._draw(self.policy(name), prompts, how, stage=stage)
 
+    def greedy(self, name: str, prompts: Sequence[Prompt], stage: str) -> list[Candidate]:
+        """Return one greedy answer a prompt."""
+        return self._draw(self.policy(name), prompts, replace(self.profile.sampling, k=1, temperature=0.0), stage=stage)
+
     def _draw(
         self, policy: Policy, prompts: Sequence[Prompt], how: Sampling, style: Style = "chat", stage: str = "answers"
     ) -> list[Candidate]:

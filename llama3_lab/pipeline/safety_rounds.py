@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
+from llama3_lab.pipeline import material
 from llama3_lab.pipeline.demonstrations import by_prompt, select
+from llama3_lab.pipeline.reports import rate
 from llama3_lab.pipeline.runs import Run, seed_of
 from llama3_lab.records import (
     Candidate,
     Demonstration,
+    FalseRefusals,
     Judged,
     PreferencePair,
     SafetyAnswer,
@@ -200,6 +203,15 @@ def safety_scores(run: Run, name: str, stage: str, number: int) -> list[SafetySc
     rows, threshold = safety_answers(run, name), threshold_for(run.profile)
     held_out = run.profile.safety.held_out
     return [layers.safety_score(rows, held_out, stage, number, part, threshold) for part in layers.LAYERS]
+
+
+def false_refusals(run: Run, name: str, stage: str, number: int) -> list[FalseRefusals]:
+    """Return how often the policy refuses the profile's harmless requests; nothing where it names none."""
+    asked = material.borderline(run.profile)
+    if not asked:
+        return []
+    drawn = run.folder.once(f"borderline-{name}", Candidate, lambda: run.greedy(name, asked, f"borderline-{name}"))
+    return [FalseRefusals(stage, number, rate([float(refuses(c.text, c.prompt.text)) for c in drawn]))]
 
 
 def safety_funnel(run: Run, number: int) -> list[SafetyFunnel]:
