@@ -1,4 +1,4 @@
-# make run | lab | test | check | notebooks | bench | base | guard      e.g. make run ARGS="--seed 1"
+# make run | lab | test | check | notebooks | bench | base | guard | gpu    e.g. make run ARGS="--seed 1"
 PYTHON ?= python3
 # An index with other torch wheels, e.g. smaller ones for CPUs; empty: the default one.
 TORCH_INDEX ?=
@@ -9,7 +9,7 @@ BROWSER = tests/test_browser.py
 PIP = $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt
 NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout 300
 
-.PHONY: run lab test check notebooks bench base guard
+.PHONY: run lab test check notebooks bench base guard gpu
 .DEFAULT_GOAL := run
 
 run: .venv/ready
@@ -39,6 +39,9 @@ base: .venv/ready
 
 guard: .venv/ready
 	$(BIN)/python tools/train_guard.py $(ARGS)
+
+gpu: .venv/ready
+	$(BIN)/python tools/measure_gpu.py $(ARGS)
 
 .venv/ready: pyproject.toml constraints.txt
 	@echo "setting up .venv (once; a minute or two)"

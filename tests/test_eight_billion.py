@@ -797,7 +797,7 @@ def test_qloras_merged_model_knows_what_was_trained_in_4_bits(quantized):
 
 
 @needs_bitsandbytes
-@pytest.mark.xfail(strict=True, reason="TRL makes the adapters over a base in 4 bits bfloat16, and AdamW's moments with "
+@pytest.mark.xfail(strict=True, reason="TRL makes adapters over a base in 4 bits bfloat16, and AdamW's moments with "
                                        "them; the planner counts float32")  # fmt: skip
 def test_qloras_adapters_are_trained_in_float32_as_the_planner_counts(quantized):
     _, at, _ = quantized

@@ -103,8 +103,8 @@ assert tiny.dpo.beta == profile.dpo.beta and tiny.order == profile.order and tin
 #
 # ## The plan
 #
-# `llama3-lab plan` asks the planner for each stage: the largest part of a batch that fits at full length. LoRA on 16-bit
-# weights if every stage fits, else QLoRA; and shorter rows only where not one whole row fits.
+# `llama3-lab plan` asks the planner for each stage: the largest part of a batch that fits at full length. LoRA on
+# 16-bit weights if every stage fits, else QLoRA; and shorter rows only where not one whole row fits.
 
 # %% tags=["nbval-check-output"]
 from llama3_lab import cli
@@ -155,7 +155,7 @@ assert all(figures.grouped(s.plan)["weights"] > needed_gib(s.plan) / 2 for s in 
 def sft_moments(m, rows, tokens, rank, batch):
     """Return GiB on the card at each moment of a LoRA step in which `rows` of `batch` rows are read at once."""
     n = m.layers * sum(rank * (out + into) for out, into in m.linear_shapes.values())
-    still = 2 * m.parameters() + (4 + 4 + 4) * n  # the base in 16 bits; adapters and AdamW's two states in 32
+    still = 2 * m.parameters() + (4 + 4 + 4) * n + 2**24  # base; adapters, AdamW's states; what cuBLAS keeps
     gradients, t, d, f = 4 * n, rows * tokens, m.width, m.ffn
     waiting = gradients * (rows < batch)  # of the rows of this step that were read before
     kept = m.layers * 2 * d * t  # each layer's input in 16 bits; all else is made again, one layer at a time:
@@ -178,8 +178,9 @@ def sft_moments(m, rows, tokens, rank, batch):
 #
 # ### The same as the package
 #
-# The worst moment, against the planner's; both shapes, one to all rows of a batch, short rows and long ones. The planner
-# also counts what is left out above (cuBLAS's workspace, indices, the exact size of a chunk), so: to **half a per cent**.
+# The worst moment, against the planner's; both shapes, one to all rows of a batch, short rows and long ones. The
+# planner also counts what is left out above (indices, sines, the exact size of a chunk), so: to **a quarter of a per
+# cent**.
 
 # %% tags=["nbval-check-output"]
 from itertools import product
@@ -202,7 +203,7 @@ def planned(m, rows, tokens):
 def all_of(f):
     return torch.stack([f(m, *at) for m, *at in product(shapes.values(), (1, 8, 32), (256, 1024, 8192))])
 
-assert_same(lambda: all_of(mine), lambda: all_of(planned), tolerance=0.005)
+assert_same(lambda: all_of(mine), lambda: all_of(planned), tolerance=0.0025)
 for rows in (1, 8, 32):
     told = "; ".join(f"{moment} {size:.2f}" for moment, size in sft_moments(shapes["8b"], rows, 1024, 16, 32).items())
     print(f"8B, {rows:>2} rows of 1,024 tokens: {told} GiB")
@@ -278,21 +279,22 @@ display(shown := figures.figure_published(published()))
 print(views.describe(shown))
 errors = [abs(size / p.gib - 1) for p, size in figures.planned_of(published())]
 assert max(errors) < 0.01, "where all conditions are known, the planner is within one per cent"
-speeds = [(figures.speeds(p), p.tokens_per_second) for p, _ in figures.planned_of(published()) if p.tokens_per_second[0]]
-assert all(expected[0] < low and high < expected[1] for expected, (low, high) in speeds)
+timed = [p for p, _ in figures.planned_of(published()) if p.tokens_per_second[0]]
+assert all(figures.speeds(p)[0] < min(p.tokens_per_second) for p in timed)
+assert all(figures.speeds(p)[1] > max(p.tokens_per_second) for p in timed)
 
 # %% [markdown]
 # Within one per cent on these nine; and their speeds lie inside the range. But look at how alike they are: one library,
 # one card, one length, fused kernels, adapters on attention's matrices only. Over all fifteen rows that the tool reads,
-# another model and other libraries among them, the mean error is 1 % and the worst 7 %. The profile's way (plain kernels,
-# padded rows, all seven matrices) is none of them. Treat a plan with less than two GiB to spare as a maybe.
+# another model and other libraries among them, the mean error is 1 % and the worst 7 %. The profile's way (plain
+# kernels, padded rows, all seven matrices) is none of them. Treat a plan with less than two GiB to spare as a maybe.
 #
 # ## Run the stage: the 8B's path, in small
 #
 # What can be tried without a card is everything but the size. `make_shrunken` writes a folder as the hub has Llama 3.1
 # 8B: same classes, same config but for depth and width, several shards of bfloat16, a tokenizer with all 256 special
-# tokens and no chat template. **Its weights are random. It knows nothing, and no figure of it is a result**: it is there
-# for the path.
+# tokens and no chat template. **Its weights are random. It knows nothing, and no figure of it is a result**: it is
+# there for the path.
 
 # %% tags=["nbval-check-output"]
 import tempfile
@@ -313,8 +315,8 @@ for name, a in (("8B", shapes["8b"]), ("shrunken", shape)):
 # ### The untrained rows
 #
 # Llama's base never read `<|start_header_id|>` and its kin: their rows are noise, and the chat template is made of them
-# (notebook 03). At TINY those tables train along. At 8B they are frozen, so the rows are **prepared** once: each becomes
-# nearly a copy of a trained token's row that stands in like places.
+# (notebook 03). At TINY those tables train along. At 8B they are frozen, so the rows are **prepared** once: each
+# becomes nearly a copy of a trained token's row that stands in like places.
 
 # %%
 from llama3_lab.models import prepare_special_rows
@@ -327,7 +329,8 @@ changed = prepare_special_rows(ready.model, ready.tokenizer, seed=0)
 for token, (like, _) in LOOK_ALIKES.items():
     i, j = ids(token), base.tokenizer(like, add_special_tokens=False).input_ids[-1]
     before, after = (torch.cosine_similarity(table[i], old[j], dim=0) for table in (old, new))
-    print(f"{token:<20} norm {old[i].norm():.3f} → {new[i].norm():.3f}; cosine to {like!r:<6} {before:+.2f} → {after:.2f}")
+    print(f"{token:<20} norm {old[i].norm():.3f} → {new[i].norm():.3f}; cosine to {like!r:<6} "
+          f"{before:+.2f} → {after:.2f}")  # fmt: skip
 print(f"{len(changed)} rows changed of {len(base.tokenizer):,}; of all others the largest change is",
       float((new - old)[[i for i in range(len(old)) if i not in changed]].abs().max()))  # fmt: skip
 
@@ -487,8 +490,8 @@ for keep in ("adapters", "merged"):
 #
 # | check | PASS says | at a WARN, look first at |
 # |---|---|---|
-# | answers fit max_length | no answer was cut off | `max_length`, and the plan for longer rows; or leave the longest out |
-# | SFT loss falls | it learns *something* | the learning rate (a third of it), then one row as tokens, with its labels |
+# | answers fit max_length | no answer was cut off | `max_length`, and the plan for longer rows |
+# | SFT loss falls | it learns *something* | the learning rate (take a third); then one row's tokens and labels |
 # | first reward loss is ln 2 | the new head starts near 0 | the pad token; a head that was loaded, not made |
 # | reward margin rises | pairs have a direction | swapped columns; ties among the pairs; then more steps |
 # | first DPO loss is ln 2 | policy and reference are one | whose log-probabilities the reference has; the same masks? |
@@ -512,8 +515,8 @@ for keep in ("adapters", "merged"):
 #
 # ### What you leave with
 #
-# `llama3-lab export RUN --checkpoint round3-policy --out FOLDER` writes weights, tokenizer with its chat template, and a
-# card made from the run. It ends with how to serve it:
+# `llama3-lab export RUN --checkpoint round3-policy --out FOLDER` writes weights, tokenizer with its chat template, and
+# a card made from the run. It ends with how to serve it:
 
 # %% tags=["nbval-check-output"]
 from llama3_lab.export import next_steps
@@ -533,11 +536,12 @@ room.cleanup()
 # - **Nothing at 8B was trained here**, and nothing was timed on a card by this notebook. Bytes are the planner's, held
 #   against others' peaks; hours are operations over an assumed share of a card's peak; rents are assumed.
 # - **That the 8B profile's settings are good ones.** They are common practice. Rates, steps and rank want a try at 1B.
-# - **That the loop helps at 8B.** Eight billion parameters know arithmetic already; gains may be smaller, and elsewhere.
+# - **That the loop helps at 8B.** Eight billion parameters know arithmetic already; gains may be smaller, and
+#   elsewhere.
 # - **Quality of anything**: the shrunken model is random. What was shown is that the path keeps its promises.
 # - **QLoRA's path**: it wants a GPU. Its bytes were planned, and its quantiser written out in notebook 02.
-# - **What breaks only at size**: a flaky disk after ten hours, a kernel that fails at one length, a rate that is fine for
-#   a thousand steps.
+# - **What breaks only at size**: a flaky disk after ten hours, a kernel that fails at one length, a rate that is fine
+#   for a thousand steps.
 #
 # ## Exercises
 #
@@ -565,8 +569,8 @@ answer = None  # def choose(needed, gib, batch): ...
 check("10.2", answer)
 
 # %% [markdown]
-# **10.3** Five trainings, and what the health checks warn of in each. Below them six causes, one too many. Which belongs
-# to which?
+# **10.3** Five trainings, and what the health checks warn of in each. Below them six causes, one too many. Which
+# belongs to which?
 
 # %% tags=["nbval-check-output"]
 for letter, h in eight_billion.symptoms().items():
@@ -586,9 +590,9 @@ check("10.4", answer)
 
 # %% [markdown]
 # **10.5** A run of the 8B profile costs too much. Choose a card and settings, so that by the planner's *upper* figures
-# all trainings and candidates cost 25 dollars at most, and take a weekend (48 hours) at most. Every stage fits; the paper's
-# order, its controls and at least two rounds stay; the trainings themselves are left alone. `eight_billion.bill(profile,
-# card)` returns placement, hours and dollars.
+# all trainings and candidates cost 25 dollars at most, and take a weekend (48 hours) at most. Every stage fits; the
+# paper's order, its controls and at least two rounds stay; the trainings themselves are left alone.
+# `eight_billion.bill(profile, card)` returns placement, hours and dollars.
 
 # %% tags=["nbval-check-output"]
 _, upper_hours, upper_usd = eight_billion.bill(profile, find_gpu("RTX 4090"))
@@ -602,7 +606,8 @@ check("10.5", answer)
 # One line changes the profile; a card decides how many rows are read at once, and not what a step is. The peak of LoRA
 # is the frozen weights and then tokens, most of them in one layer run again, and it can be added up on one page. Hours
 # and dollars are ranges over assumptions; say them with the figure. Before you rent: walk the path in small, compare
-# logits, look at the config. A policy kept as an adapter is the base, the adapter *and* the prepared rows. And after the
-# first hour, the health checks say whether the second is worth paying for.
+# logits, look at the config. A policy kept as an adapter is the base, the adapter *and* the prepared rows. And after
+# the first hour, the health checks say whether the second is worth paying for.
 #
-# **Next:** `11_the_report_audited` asks the same of a text as you now ask of a plan: which of its figures were measured?
+# **Next:** `11_the_report_audited` asks the same of a text as you now ask of a plan: which of its figures were
+# measured?

@@ -128,8 +128,8 @@ def _mail(answer: Any) -> str | None:
     chosen = set(answer)
     if chosen - set(FILES):
         return "letters"
-    missing = next((key for letter, key in (("A", "weights"), ("B", "scale"), ("C", "rows")) if letter not in chosen), "")
-    return missing or ("too much" if chosen - MAIL else None)
+    keys = {"A": "weights", "B": "scale", "C": "rows"}
+    return next((key for letter, key in keys.items() if letter not in chosen), "too much" if chosen - MAIL else None)
 
 
 def _bill(answer: Any) -> str | None:
@@ -164,7 +164,7 @@ EXERCISES = (
          "root": "A rule for batches that grow. Does this one?",
          "inverse": "Fewer rows at once do not make a smaller batch.",
          "far": "Ask what one optimizer step sees on each of the two cards."},
-        "Gradients of the parts are added up before the step: the card decides how long a step takes, not what it does.",
+        "Gradients of the parts are added up first: the card decides how long a step takes, not what it does.",
     ),
     Exercise(
         "10.2", "implement", "The most rows that fit", 2, 3, 8, 2, _micro_batch,
@@ -174,7 +174,7 @@ EXERCISES = (
          "large": "That does not fit. Ask `needed` about the very number that you return.",
          "equal": "Exactly as much as there is still fits.",
          "small": "It fits, but more would. (Bytes need not grow with every row from the first one on.)"},
-        "The package's rule is this one, with two per cent of the card left free, for a full card fails at random moments.",
+        "The package's rule, with two per cent of the card left free: a full one fails at moments of its own choice.",
     ),
     Exercise(
         "10.3", "diagnose", "Five sick trainings", 2, 3, 8, 5, _match,
@@ -193,7 +193,7 @@ EXERCISES = (
          "scale": "The matrices alone do not say by how much their product counts, or where it belongs.",
          "rows": "Without one of the files her model reads the chat format with rows that nobody prepared.",
          "too much": "All that is needed is there, and something that she has already, or that changes no answer."},
-        "And the base's exact version: an adapter fits on any weights of that shape, and says nothing when they are others.",
+        "And say which base it was: an adapter fits on any weights of that shape, and does not complain.",
     ),
     Exercise(
         "10.5", "design", "A loop of 8B for 25 dollars", 3, 3, 12, 3, _bill,

@@ -150,7 +150,8 @@ def fits(profile: Profile, model: Architecture, gpu: Gpu, seq: int, rows: int, r
     batch = max(rows, own.sft.fit.per_device_train_batch_size)
     plans = {name: placement.stage_plan(own, placement.recipe_for(own, "sft", model, method, rows, seq), gpu, batch)
              for name, method in METHODS.items()}  # fmt: skip
-    head = [f"{gpu.name}: {gpu.gib:.1f} GiB; SFT, {rows} row{'s' * (rows > 1)} of {seq:,} tokens, adapters of rank {rank}"]
+    what = f"{rows} row{'s' * (rows > 1)} of {seq:,} tokens, adapters of rank {rank}"
+    head = [f"{gpu.name}: {gpu.gib:.1f} GiB; SFT, {what}"]
     for name, p in plans.items():
         verdict = "fits, but tightly" if p.tight else "fits" if p.fits else "does not fit"
         head.append(f"{name:<6}needs {needed_gib(p):5.1f} GiB, CUDA's context included: {verdict}")
