@@ -154,7 +154,7 @@ def test_a_bill_is_the_sum_of_what_the_plan_command_prints():
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_the_mail_of_the_exercise_is_what_an_adapter_needs(tmp_path):
-    """A file of MAIL, taken away, changes the logits or ends the loading; another one, or hers in its place, does not."""
+    """Without a file of MAIL logits differ or nothing loads; without another one, or with hers, all is the same."""
     base, sent = make_shrunken(tmp_path / "base"), tmp_path / "sft"
     how = replace(EIGHT_B.model, path=str(base), device="cpu", threads=1, method="lora", attention="sdpa")
     prompt = Prompt("p", "arithmetic", "What is 7 plus 5?", "train", 1, Check("number", "12"))

@@ -66,6 +66,12 @@ def test_no_server_named_is_one_line():
         samplers.server_of(Sampling(by="server"), Path("folder"), "first")
 
 
+def test_a_server_is_not_asked_for_an_adapter_alone(tmp_path):
+    (tmp_path / "parent.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"model\.keep=merged"):
+        samplers.server_of(SERVED, tmp_path, "first")
+
+
 def test_a_server_that_does_not_serve_this_policy_names_the_command(monkeypatch, tmp_path):
     def gone(*_, **__):
         raise ServerError("http://127.0.0.1:1: no answer after 6 tries")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llama3_lab.models import Policy, Style
+from llama3_lab.models import PARENT, Policy, Style
 from llama3_lab.pipeline.candidates import sample
 from llama3_lab.pipeline.server import Server, ServerError, sample_served
 from llama3_lab.profiles import Sampling
@@ -46,10 +46,12 @@ def server_of(how: Sampling, folder: Path, name: str) -> Server:
     """Return the server that a profile names, asked for the policy in `folder`.
 
     Raises:
-        ValueError: if no server is named.
+        ValueError: if no server is named, or the folder has no weights of its own.
     """
     serving = how.serving
     urls = tuple(u.strip() for u in serving.urls.split(",") if u.strip())
     if not urls:
         raise ValueError("sampling.by=server needs sampling.serving.urls, e.g. http://127.0.0.1:8000")
+    if (folder / PARENT).is_file():
+        raise ValueError(f"{folder}: an adapter alone, which no server loads: --set model.keep=merged, in a new run")
     return Server(urls, str(folder.resolve()), serving.kind, serving.concurrency, name=name)

@@ -63,7 +63,7 @@ hours = predict("10.hours", 4, 30)  # change me
 # `get_profile("tiny")` becomes `get_profile("8b")`; on the command line, `--profile 8b`. The two, setting by setting,
 # read from the dataclasses themselves (→ reads "at 8B"):
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "taught"]
 import dataclasses
 import textwrap
 
@@ -76,8 +76,6 @@ def settings(part, at="run"):
         inside = f.name if at == "run" else f"{at}.{f.name}"
         yield from settings(value, inside) if dataclasses.is_dataclass(value) else [(at, f.name, value)]
 
-
-# %% tags=["nbval-check-output"]
 tiny, profile = get_profile("tiny"), get_profile("8b")
 pairs, groups = list(zip(settings(tiny), settings(profile), strict=True)), {}
 for (at, name, before), (_, _, after) in pairs:
@@ -304,8 +302,7 @@ from llama3_lab.models import load_policy
 from llama3_lab.paper.architecture import Architecture
 from llama3_lab.shrunken import make_shrunken
 
-room = tempfile.TemporaryDirectory()
-here = Path(room.name)
+here = Path((room := tempfile.TemporaryDirectory()).name)
 small = dataclasses.replace(profile.model, path=str(here / "base"), device="cpu", threads=1, method="lora")
 shape = Architecture.read(make_shrunken(here / "base"))
 for name, a in (("8B", shapes["8b"]), ("shrunken", shape)):
@@ -323,16 +320,14 @@ from llama3_lab.models import prepare_special_rows
 from llama3_lab.special_tokens import LOOK_ALIKES
 
 base, ready = (load_policy(here / "base", small) for _ in range(2))
-changed = prepare_special_rows(ready.model, ready.tokenizer, seed=0)
-(old, new), ids = ([p.model.get_input_embeddings().weight.data.float() for p in (base, ready)],
-                   base.tokenizer.convert_tokens_to_ids)  # fmt: skip
+changed, words = prepare_special_rows(ready.model, ready.tokenizer, seed=0), base.tokenizer
+old, new = (p.model.get_input_embeddings().weight.data.float() for p in (base, ready))
 for token, (like, _) in LOOK_ALIKES.items():
-    i, j = ids(token), base.tokenizer(like, add_special_tokens=False).input_ids[-1]
-    before, after = (torch.cosine_similarity(table[i], old[j], dim=0) for table in (old, new))
-    print(f"{token:<20} norm {old[i].norm():.3f} → {new[i].norm():.3f}; cosine to {like!r:<6} "
-          f"{before:+.2f} → {after:.2f}")  # fmt: skip
-print(f"{len(changed)} rows changed of {len(base.tokenizer):,}; of all others the largest change is",
-      float((new - old)[[i for i in range(len(old)) if i not in changed]].abs().max()))  # fmt: skip
+    i, j = words.convert_tokens_to_ids(token), words(like, add_special_tokens=False).input_ids[-1]
+    cosines = " → ".join(f"{torch.cosine_similarity(table[i], old[j], dim=0):.2f}" for table in (old, new))
+    print(f"{token:<20} norm {old[i].norm():.3f} → {new[i].norm():.3f}; cosine to {like!r:<6} {cosines}")
+assert set((new != old).any(1).nonzero()[:, 0].tolist()) <= set(changed)
+print(f"{len(changed)} of {len(words):,} rows changed")
 
 # %% [markdown]
 # Here all rows are random, so norms tell little; in a real base the untrained ones stand out by their length.
@@ -376,6 +371,8 @@ assert all(map(math.isfinite, loss)) and not list((here / "sft").glob("*.safeten
 
 
 # %% tags=["taught"]
+from contextlib import nullcontext
+
 from peft import PeftModel
 
 from llama3_lab.models import apply_special_rows, encode_prompt, quiet, write_merged
@@ -390,10 +387,8 @@ def assembled(rows, adapter, merged=True, switched_off=False):
         if adapter:
             model = PeftModel.from_pretrained(model, here / "sft" / "adapter").eval()
             model = model.merge_and_unload() if merged else model
-        if switched_off:
-            with model.disable_adapter():
-                return model(prompt).logits.float()
-        return model(prompt).logits.float()
+        with model.disable_adapter() if switched_off else nullcontext():
+            return model(prompt).logits.float()
 
 
 prompt = torch.tensor([encode_prompt(base.tokenizer, rows[0].text)])
