@@ -2,7 +2,7 @@
 
 Files are copied as the run wrote them, each held against its digest first, so the exported model is the checkpoint, to
 the last bit. No torch here. Only the chat template is rewritten, to the same text without the marks that transformers
-alone reads, and put where older programs look for it too.
+alone reads; it and what config.json says of positions are put where older programs look for them too.
 """
 
 from __future__ import annotations
@@ -52,17 +52,7 @@ def export(run: Path, name: str, out: Path, adapter: bool = False, weights: Path
     chain = _chain(run, name)
     checkpoint, source = chain[0], run / chain[0].path
     _verify(source, checkpoint)
-    names = [f for f, _ in checkpoint.files if f not in OWN and (f in ADAPTER) == adapter or f in TOKENIZER]
-    wanted = {f: source / f for f in names}
-    if adapter and (source / ROWS).is_file():
-        wanted[ROWS] = source / ROWS
-    if not adapter and (source / "parent.json").is_file():
-        if weights is None:
-            raise ValueError(f"{name}: the run keeps adapters only (model.keep); export it with --adapter")
-        wanted |= {p.name: p for p in sorted(weights.iterdir())}
-    if adapter and not set(ADAPTER) <= set(wanted):
-        raise ValueError(f"{name}: has no adapter, for it is an average of several runs; export it merged (without "
-                         "--adapter), or the adapter of one of the runs")  # fmt: skip
+    wanted = _wanted(checkpoint, source, adapter, weights)
     origin = _origin(run, source)
     partial = out.with_name(f".{out.name}.partial")
 
@@ -70,6 +60,8 @@ def export(run: Path, name: str, out: Path, adapter: bool = False, weights: Path
         for file, path in wanted.items():
             shutil.copyfile(path, folder / Path(file).name)
         _inside(folder)
+        if not adapter:
+            _older_names(folder / "config.json")
         if adapter:
             _name_base(folder, chain, origin)
         if words := notice(origin):
@@ -83,6 +75,22 @@ def export(run: Path, name: str, out: Path, adapter: bool = False, weights: Path
     _fill(partial, out, make)
     size = sum(p.stat().st_size for p in out.iterdir())
     return Exported(out, checkpoint, adapter, size, next_steps(out, checkpoint, adapter, origin, ROWS in wanted))
+
+
+def _wanted(checkpoint: Checkpoint, source: Path, adapter: bool, weights: Path | None) -> dict[str, Path]:
+    """Return the files to copy, by the name under which a run has them."""
+    names = [f for f, _ in checkpoint.files if f not in OWN and (f in ADAPTER) == adapter or f in TOKENIZER]
+    wanted = {f: source / f for f in names}
+    if adapter and not set(ADAPTER) <= set(wanted):
+        raise ValueError(f"{checkpoint.name}: has no adapter, for it is an average of several runs; export it merged "
+                         "(without --adapter), or the adapter of one of the runs")  # fmt: skip
+    if adapter and (source / ROWS).is_file():
+        wanted[ROWS] = source / ROWS
+    if not adapter and (source / "parent.json").is_file():
+        if weights is None:
+            raise ValueError(f"{checkpoint.name}: the run keeps adapters only (model.keep); export it with --adapter")
+        wanted |= {p.name: p for p in sorted(weights.iterdir())}
+    return wanted
 
 
 def next_steps(
@@ -161,7 +169,23 @@ def _inside(folder: Path) -> None:
     template = re.sub(r"\{%-? *(?:end)?generation *-?%\}", "", template)
     path.write_text(template, encoding="utf-8")
     config["chat_template"] = template
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that readers older than transformers 5 know
     config_path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _older_names(path: Path) -> None:
+    """Say in a config.json where the positions turn, under the names that readers older than transformers 5 look for.
+
+    Without them they take the default base and no scaling, and say nothing.
+    """
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    rope = dict(config.get("rope_parameters") or {})
+    if "rope_theta" in rope:
+        config["rope_theta"] = rope.pop("rope_theta")
+        config["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
+    if "dtype" in config:
+        config["torch_dtype"] = config["dtype"]
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _name_base(folder: Path, chain: list[Checkpoint], origin: Origin) -> None:

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,24 +16,32 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from llama3_lab.profiles import STAND_INS, Lora, Model
+from llama3_lab.adapters import (
+    PARENT,
+    apply_special_rows,
+    lora_config,
+    parent_of,
+    save_special_rows,
+    with_adapter,
+    write_parent,
+)
+from llama3_lab.profiles import STAND_INS, Model
+from llama3_lab.silence import quiet
 from llama3_lab.special_tokens import LOOK_ALIKES, TRAINED_SPECIAL, prepare_special_rows, untrained_ids
 from llama3_lab.tokenizer import CHAT_TEMPLATE
 from llama3_lab.world.corpus import base_text
 
 __all__ = [
-    "Policy", "RewardModel", "answer_logprobs", "apply_special_rows", "attention_of", "encode_answers",
+    "PARENT", "Policy", "RewardModel", "answer_logprobs", "apply_special_rows", "attention_of", "encode_answers",
     "encode_prompt", "load_policy", "load_reward_model", "lora_config", "merge_16_bit", "new_reward_model",
     "pad_rows", "plain_ids", "prepare_special_rows", "quiet", "save_special_rows", "stop_ids", "token_logprobs",
-    "untrained_ids",
+    "untrained_ids", "write_parent",
 ]  # fmt: skip
 Style = Literal["chat", "base"]
 EncodedRow = tuple[list[int], list[int]]  # token ids of a prompt and of an answer
 END_OF_TURN = "<|eot_id|>"
 PAD = "<|finetune_right_pad_id|>"
 STAND_IN = "data/tiny_base"
-SPECIAL_ROWS = "special_rows.safetensors"
-PARENT = "parent.json"  # in a folder that holds an adapter only
 MOST_TOKENS = 16384  # read at once where log-probabilities are taken
 MOST_LOGITS = 2**28  # held at once
 
@@ -139,9 +144,9 @@ def _load(kind: Any, path: str | Path, settings: Model, **more: Any) -> tuple[An
     from transformers import AutoTokenizer
 
     where = _check_path(str(path))
-    if parent := _parent_of(Path(where)):
+    if parent := parent_of(Path(where)):
         model, _ = _load(kind, parent, settings, **more)
-        return _with_adapter(model, Path(where)), _complete(AutoTokenizer.from_pretrained(where), where)
+        return with_adapter(model, Path(where)), _complete(AutoTokenizer.from_pretrained(where), where)
     torch.set_num_threads(settings.threads)
     if settings.device.startswith("cuda"):
         if not torch.cuda.is_available():
@@ -156,34 +161,6 @@ def _load(kind: Any, path: str | Path, settings: Model, **more: Any) -> tuple[An
         except OSError as error:
             raise ValueError(_explain(where, error)) from error
     return (model if "device_map" in more else model.to(settings.device)).eval(), _complete(tokenizer, where)
-
-
-def write_parent(folder: Path, parent: str | Path, model: Any) -> None:
-    """Say in a folder that holds an adapter only what it belongs on, by a path relative to it or by a hub id."""
-    place = os.path.relpath(Path(parent).resolve(), folder.resolve()) if Path(parent).is_dir() else str(parent)
-    (folder / PARENT).write_text(json.dumps({"parent": place}) + "\n")
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-
-
-def _parent_of(folder: Path) -> str:
-    """Return what the adapter in a folder belongs on; "" for a folder with weights of its own, or a hub id."""
-    if not (folder / PARENT).is_file():
-        return ""
-    place = str(json.loads((folder / PARENT).read_text())["parent"])
-    return str(folder / place) if place.startswith(".") else place
-
-
-def _with_adapter(model: Any, folder: Path) -> Any:
-    """Return the model with the adapter in `folder` merged, and the rows that lie beside it."""
-    from peft import PeftModel
-
-    with quiet():
-        apply_special_rows(model, folder / "adapter")
-        merged = PeftModel.from_pretrained(model, folder / "adapter").merge_and_unload()
-    merged.config.architectures = [type(merged).__name__]
-    merged.name_or_path = merged.config._name_or_path = str(folder)  # the parent of what is trained on it
-    return merged.eval()
 
 
 def write_merged(folder: Path, settings: Model, out: Path) -> None:
@@ -251,33 +228,8 @@ def _complete(tokenizer: Any, where: str) -> Any:
     if tokenizer.chat_template is None:
         tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.padding_side = "right"
+    tokenizer.clean_up_tokenization_spaces = False  # Llama 3.1's files ask for it; transformers 5 only warns
     return tokenizer
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what transformers, PEFT, TRL and datasets print about themselves, and only inside."""
-    import logging
-
-    from transformers.utils import logging as hf
-
-    level, chatty = hf.get_verbosity(), hf.is_progress_bar_enabled()
-    others = [logging.getLogger(n) for n in ("trl", "peft", "datasets", "accelerate", "huggingface_hub")]
-    levels = [o.level for o in others]
-    hf.set_verbosity_error()
-    hf.disable_progress_bar()
-    for o in others:
-        o.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hf.set_verbosity(level)
-        if chatty:
-            hf.enable_progress_bar()
-        for o, before in zip(others, levels, strict=True):
-            o.setLevel(before)
 
 
 def encode_prompt(tokenizer: Any, prompt_text: str, style: Style = "chat") -> list[int]:
@@ -320,17 +272,6 @@ def stop_ids(tokenizer: Any, style: Style = "chat") -> list[int]:
     return [tokenizer.convert_tokens_to_ids(n) for n in names]
 
 
-def lora_config(how: Lora, task: Literal["CAUSAL_LM", "SEQ_CLS"], modules_to_save: Sequence[str] = ()) -> Any:
-    """Return PEFT's LoRA settings: every linear layer of every block, no dropout."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=how.r, lora_alpha=how.alpha, lora_dropout=0.0, bias="none", task_type=task,
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        modules_to_save=list(modules_to_save) or None,
-    )  # fmt: skip
-
-
 def merge_16_bit(trained: Any, parent: str | Path, adapter: Path, settings: Model) -> Any:
     """Return `parent` in 16 bits with the adapter merged: an adapter trained over 4 bits would be rounded to them.
 
@@ -349,27 +290,6 @@ def merge_16_bit(trained: Any, parent: str | Path, adapter: Path, settings: Mode
             ours[name].data.copy_(there[name].data)
     model.config.pad_token_id = trained.config.pad_token_id
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-
-
-def save_special_rows(model: Any, ids: Sequence[int], adapter: Path) -> None:
-    """Write rows of the embedding and the output layer beside an adapter that was trained over them, and lacks them."""
-    from safetensors.torch import save_file
-
-    layers = {"embed_tokens": model.get_input_embeddings(), "lm_head": model.get_output_embeddings()}
-    rows = {n: layer.weight.data[list(ids)].cpu().contiguous() for n, layer in layers.items() if layer is not None}
-    save_file({"ids": torch.tensor(list(ids)), **rows}, adapter / SPECIAL_ROWS)
-
-
-def apply_special_rows(model: Any, adapter: Path) -> None:
-    """Put the rows that lie beside an adapter into its base, in place; nothing where there are none."""
-    from safetensors.torch import load_file
-
-    if not (adapter / SPECIAL_ROWS).is_file():
-        return
-    rows = load_file(adapter / SPECIAL_ROWS)
-    for name, layer in (("embed_tokens", model.get_input_embeddings()), ("lm_head", model.get_output_embeddings())):
-        if layer is not None and name in rows:
-            layer.weight.data[rows["ids"]] = rows[name].to(layer.weight.data)
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, device: Any = "cpu") -> tuple[Tensor, Tensor]:

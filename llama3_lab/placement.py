@@ -2,18 +2,19 @@
 
 The recipe is that of pipeline/training.py: adapters on every linear layer of every block, no dropout, AdamW, 16-bit
 weights under autocast, rows padded, plain kernels, TRL's fused output layer (logits in tiles), DPO's reference taken
-beforehand. Adapters are fp32, as PEFT makes them; of a 4-bit model bf16, to which TRL turns them. Sampling reads merged
-weights of 16 bits, whatever the method. Not placed: scoring, measuring, the guard, and QLoRA's merge.
+beforehand. What trains is fp32. Sampling reads merged weights of 16 bits, whatever the method. Not placed: scoring,
+measuring, the guard, and QLoRA's merge.
 
 What the planner does not know is added here. Modules that train in full beside LoRA (PEFT's modules_to_save: the
-embedding, and in SFT the output layer), n weights, all in the base's own type, bf16:
+embedding, and in SFT the output layer), n weights, all fp32:
 
-    2 n    the copy that trains, beside the frozen original; of tied weights two copies, for PEFT unties them
-    2 n    its gradient: the output layer's from the loss on, the embedding's at the very end of the backward pass
-    4 n    AdamW's two states, and 2 n for a moment in its step
-    4 + 2  bytes of each weight of the output layer, in the loss: TRL sums its gradient in fp32, then rounds it
+    4 n    the copy that trains, beside the frozen original; of tied weights two copies, for PEFT unties them
+    4 n    its gradient: the output layer's from the loss on, the embedding's at the very end of the backward pass
+    8 n    AdamW's two states, and 4 n for a moment in its step
+    4 + 2  bytes of each weight of the output layer, in the loss: the sum of its gradient, and autocast's copy of it
 
-And where a batch is read in parts, gradients wait from part to part: they are there in every phase.
+And where a batch is read in parts, gradients wait from part to part: they are there in every phase. Not counted: with
+the embedding in fp32 the layers' inputs are fp32 too.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ SMALLER = "meta-llama/Llama-3.2-1B"
 LOOSER = "set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, so that freed memory is used again"
 WHOLE = "whole modules"  # the part of a plan that is added here
 HALF = 2  # bytes of a bf16 weight
-LOSS_SUM = 4 + HALF  # bytes of an output weight's gradient in the loss: the fp32 sum, and the same rounded
+FULL = 4  # of a weight that trains
+LOSS_SUM = FULL + HALF  # bytes of an output weight in the loss: its gradient's sum, and autocast's copy
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def recipe_for(
     return Recipe(
         shape, stage, method, seq, micro_batch, lora[stage].r, lora_dropout=0.0, kernels="plain", packing=False,
         checkpointing=profile.model.checkpointing, logits="chunked", optimizer="adamw", attention=attention,
-        reference="precomputed" if stage == "dpo" else "auto", adapter_dtype="bf16" if method == "qlora" else "fp32",
+        reference="precomputed" if stage == "dpo" else "auto", adapter_dtype="fp32",
         dtype="fp32" if profile.model.dtype == "float32" and method == "lora" else "bf16",
     )  # fmt: skip
 
@@ -195,16 +197,16 @@ def with_whole(planned: Plan, embedding: int, output: int, accumulates: bool) ->
     parts stay those of the phase before.
     """
     n, recipe = embedding + output, planned.recipe
-    still, waiting = (HALF + 2 * HALF) * n, HALF * n if accumulates else 0  # copy and states; gradients
+    still, waiting = (FULL + 2 * FULL) * n, FULL * n if accumulates else 0  # copy and states; gradients
     own = weights.gradient_bytes(recipe) if accumulates else 0.0  # the adapters'
-    inside = still + (waiting or HALF * output)
+    inside = still + (waiting or FULL * output)
     added = {
         "logits": still + waiting + LOSS_SUM * output + own,
         "last norm": inside + own,
         "last layer": inside + own,
         "first layer": inside + own / recipe.model.layers,  # all but this layer's are in the planner's count
-        "embedding": still + HALF * n + (HALF * embedding if accumulates else 0),
-        "optimizer step": still + 2 * HALF * n,
+        "embedding": still + FULL * n + (FULL * embedding if accumulates else 0),
+        "optimizer step": still + 2 * FULL * n,
     }
     moved = _moved(planned, added, WHOLE if n else "gradients")
     return replace(moved, static=moved.static + still)

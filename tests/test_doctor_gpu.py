@@ -90,7 +90,8 @@ def test_bitsandbytes_is_asked_for_where_qlora_is_chosen_and_only_there(installe
     installed.add("bitsandbytes")
     assert looked(qlora, RTX)["bitsandbytes"].status == "PASS"
     by_planner = with_settings(EIGHT_B, "sft.embeddings=true", "reward.embeddings=true")
-    assert looked(by_planner, RTX)["bitsandbytes"].status == "PASS", "the planner takes QLoRA here"
+    larger = Card("some card", 28 * GIB, True)
+    assert looked(by_planner, larger)["bitsandbytes"].status == "PASS", "the planner takes QLoRA here"
     assert looked(qlora, None)["bitsandbytes"].status == "PASS", "without a card too"
 
 

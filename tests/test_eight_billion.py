@@ -568,8 +568,7 @@ def kept(base, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", [
     "sft", "dpo-1", "dpo-2", "reward",
-    pytest.param("policy", marks=pytest.mark.xfail(strict=True, reason=(
-        "PEFT makes the mean's factors bfloat16: merged, they are multiplied in it; loaded, in float32"))),
+    "policy",
 ])  # fmt: skip
 def test_adapters_alone_load_as_the_merged_weights_do(base, run, kept, ids, name):
     assert not list((kept / name).glob("model*.safetensors"))
@@ -685,15 +684,12 @@ def test_an_exported_adapter_on_the_base_is_the_checkpoint(base, run, ids, tmp_p
     assert torch.equal(found, logits_of(loaded(run / "sft", settings(base)), ids))
 
 
-@pytest.mark.xfail(strict=True, reason="config.json is transformers 5's: older readers find no rope_theta and no "
-                                       "rope_scaling, take the default base and lengths, and say nothing")  # fmt: skip
 def test_an_export_names_its_rope_for_older_readers_too(run, tmp_path):
     config = json.loads((export(run.parent, "sft", tmp_path / "out").folder / "config.json").read_text())
     assert config["rope_theta"] == ROPE["rope_theta"]
     assert config["rope_scaling"] == {k: v for k, v in ROPE.items() if k != "rope_theta"}
 
 
-@pytest.mark.xfail(strict=True, reason="tokenizer_config.json names a class that only transformers 5 has")
 def test_an_exports_tokenizer_names_a_class_that_older_readers_know(run, tmp_path):
     config = json.loads((export(run.parent, "sft", tmp_path / "out").folder / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
@@ -702,22 +698,17 @@ def test_an_exports_tokenizer_names_a_class_that_older_readers_know(run, tmp_pat
 # -- what bfloat16 and a hub's base bring to light
 
 
-@pytest.mark.xfail(strict=True, reason="PEFT upcasts LoRA only: modules trained in full are bfloat16, and so are "
-                                       "AdamW's moments; small updates are rounded away")  # fmt: skip
 @pytest.mark.parametrize("name", ["reward", "whole", "guard"])
 def test_what_is_trained_is_held_in_float32_while_it_is_trained(run, guard, watched, name):
     assert {dtype for _, dtype in watched.trained[name].values()} == {torch.float32}
 
 
-@pytest.mark.xfail(strict=True, reason="new_guard draws the new tokens' output rows from the global generator")
 def test_a_guard_belongs_to_its_seed_whatever_ran_before(base, guard, tmp_path):
     torch.manual_seed(99)
     new_guard_at(base, tmp_path / "guard", settings(base))
     assert (tmp_path / "guard" / "model.safetensors").read_bytes() == (guard / "model.safetensors").read_bytes()
 
 
-@pytest.mark.xfail(strict=True, reason="Llama 3.1's tokenizer_config.json asks for a clean-up that transformers "
-                                       "ignores with a warning at the first decoding")  # fmt: skip
 def test_decoding_is_silent(base):
     assert load_policy(base, settings(base)).tokenizer.clean_up_tokenization_spaces is False
 
@@ -797,16 +788,12 @@ def test_qloras_merged_model_knows_what_was_trained_in_4_bits(quantized):
 
 
 @needs_bitsandbytes
-@pytest.mark.xfail(strict=True, reason="TRL makes adapters over a base in 4 bits bfloat16, and AdamW's moments with "
-                                       "them; the planner counts float32")  # fmt: skip
 def test_qloras_adapters_are_trained_in_float32_as_the_planner_counts(quantized):
     _, at, _ = quantized
     stored = load_file(at / "sft" / "adapter" / "adapter_model.safetensors")
     assert {w.dtype for w in stored.values()} == {torch.float32}
 
 
-@pytest.mark.xfail(strict=True, reason="a guard's parent has fewer rows than its grown vocabulary, so that nothing can "
-                                       "be put on it; train_guard has to merge what it trained")  # fmt: skip
 @pytest.mark.parametrize("more", [{"method": "qlora"}, {"keep": "adapters"}], ids=["qlora", "adapters"])
 def test_a_guard_can_be_trained_whatever_the_profile_says(base, ids, tmp_path, more):
     new_guard_at(base, tmp_path / "guard", settings(base, **more))

@@ -69,7 +69,7 @@ def test_the_twin_of_stages_has_what_the_bars_have():
     stages = [s for p in PLACED.values() for s in p.stages]
     for line, stage in zip(lines, stages, strict=True):
         assert line.startswith(f"- {stage.stage}, {stage.micro_batch} ")
-        assert f": {needed_gib(stage.plan):.1f};" in line and line.endswith(stage.plan.phase)
+        assert f": {needed_gib(stage.plan):.1f} ({stage.plan.phase});" in line
         sizes = [float(x) for x in re.findall(r" ([\d.]+)(?=[,;])", line.split(";")[1] + ";")]
         assert sum(sizes) == pytest.approx(needed_gib(stage.plan), abs=0.04)
     assert ("kv cache" in lines[3]) and "kv cache" not in lines[0]
@@ -84,7 +84,13 @@ def test_published_rows_are_planned_on_their_own_conditions():
     for p, size in known:
         assert size == plan(p.recipe, find_gpu(p.gpu)).peak / GIB
         line = next(x for x in figures.describe_published(ROWS).splitlines() if p.what in x)
-        assert f"{p.gib:g} measured, {size:.1f} planned, {size / p.gib - 1:+.1%}" in line
+        percent = re.search(rf": {p.gib:g}, planned {size:.1f}, ([+-]?\d+\.\d)%", line)[1]
+        assert float(percent) == pytest.approx(100 * (size / p.gib - 1), abs=0.051)
+
+
+def test_an_error_is_above_zero_where_the_plan_is_too_high_and_never_minus_zero():
+    p = replace(ROWS[0], gib=20.0)
+    assert [figures.error(p, size) for size in (22.0, 19.0, 19.999)] == ["+10.0%", "-5.0%", "0.0%"]
 
 
 def test_a_row_without_conditions_is_told_and_not_drawn():
@@ -93,7 +99,7 @@ def test_a_row_without_conditions_is_told_and_not_drawn():
     assert drawn == [p.what for p in ROWS if p.recipe]
     assert [bar.get_width() for bar in figure.axes[0].containers[0]] == [p.gib for p in ROWS if p.recipe]
     for p in ROWS:
-        assert (f"{p.what}: {p.gib:g} measured, not planned" in figure.twin) is (p.recipe is None)
+        assert (f"{p.what}: {p.gib:g}, not planned" in figure.twin) is (p.recipe is None)
 
 
 def test_a_speed_is_rows_of_tokens_over_hours():

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llama3_lab.models import load_policy, quiet, write_parent
 from llama3_lab.profiles import Model
 
@@ -38,6 +40,7 @@ def average(adapter_folders: Sequence[Path], parent: Path, out: Path, settings: 
         for name, folder in zip(names[1:], adapter_folders[1:], strict=True):
             model.load_adapter(folder, adapter_name=name)
         model.add_weighted_adapter(names, [1 / len(names)] * len(names), "mean", combination_type="cat")
+        _in_full(model, names)
         model.set_adapter("mean")
         policy.tokenizer.save_pretrained(out)
         if settings.keep == "adapters" and settings.method != "qlora":
@@ -48,6 +51,16 @@ def average(adapter_folders: Sequence[Path], parent: Path, out: Path, settings: 
             return write_parent(out, parent, model.get_base_model())
         model.merge_and_unload(adapter_names=["mean"]).save_pretrained(out)
     return None
+
+
+def _in_full(model: Any, names: Sequence[str]) -> None:
+    """Put the mean's factors side by side again, in the precision of the runs': PEFT rounds them to the model's."""
+    for module in model.modules():
+        if "mean" in getattr(module, "lora_A", {}):
+            share = 1 / len(names)
+            above = [module.lora_A[n].weight.data * module.scaling[n] * share for n in names]
+            module.lora_A["mean"].weight.data = torch.cat(above)
+            module.lora_B["mean"].weight.data = torch.cat([module.lora_B[n].weight.data for n in names], 1)
 
 
 def _check_adapter(folder: Path) -> None:

@@ -39,7 +39,7 @@ from llama3_lab.progress import bar
 from llama3_lab.records import Candidate, Prompt
 
 PAGE = 16  # tokens to a block: small, so that most of a short prompt lies in full blocks, which are shared
-CPU_ANSWERS = 32  # in one step on a CPU at most; answers a second are level from 24 to 64, and fall beyond
+CPU_ANSWERS = 32  # in one step on a CPU at most; answers a second are level from 32 to 64, and fall beyond
 MASKED_TOKENS, FLASH_TOKENS = 512, 8192  # in one step at most, where attention needs a mask and where it does not
 MARGIN = 0.15  # of the blocks, kept for answers that have begun: with fewer free no prompt is read
 GPU_SHARE = 0.8  # of the free memory that may be planned with

@@ -17,7 +17,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,9 @@ def train_guard(policy: Policy, rows: Rows, how: profiles.Sft, out: Path, settin
     _require(rows.columns["input_ids"], out, "conversations")
     if how.special_rows:
         prepare_special_rows(policy.model, policy.tokenizer, how.fit.seed)
-    return _train_rows(policy, rows, how, out, settings, EMBEDDINGS, started)
+    # Its vocabulary is larger than its parent's: an adapter would have nothing to stand on.
+    merged = replace(settings, method="lora", keep="merged")
+    return _train_rows(policy, rows, how, out, merged, EMBEDDINGS, started)
 
 
 def _train_rows(
@@ -347,6 +349,8 @@ def _finish(
 ) -> Training:
     """Train; the first process writes adapter, merged model and training.json; return the last."""
     trainer.remove_callback(PrinterCallback)
+    for p in (p for p in trainer.model.parameters() if p.requires_grad):
+        p.data = p.data.float()  # in 16 bits small steps would be rounded away, and AdamW's moments with them
     with quiet():
         trainer.train()
     _gather(trainer.model)
@@ -375,6 +379,9 @@ def _gather(model: Any) -> None:
 
 def _write(model: Any, tokenizer: Any, out: Path, settings: profiles.Model) -> None:
     """Write the adapter and the tokenizer, and the merged model or the name of the adapter's parent."""
+    for name, p in model.named_parameters():
+        if p.requires_grad and "lora_" not in name:
+            p.data = p.data.to(getattr(torch, settings.dtype))
     with quiet():
         # The parent's name, not its path: a path of this machine would make equal adapters differ.
         config = model.peft_config["default"]

@@ -27,6 +27,7 @@ from llama3_lab.safety.taxonomy import LLAMA_GUARD_3, Category, categories
 from llama3_lab.tokenizer import CHAT_TEMPLATE
 
 Conversation = Sequence[Turn]
+NEW_ROWS_SEED = 0  # of the new tokens' output rows
 ANSWER_CAP = 48  # tokens; "unsafe" and a line with all fourteen codes
 # The format's fixed lines, each one token of a guard's tokenizer. The base's 640 tokens would spell the lines out
 # letter by letter, 460 tokens for every question; the text stays as published.
@@ -68,7 +69,9 @@ def new_guard(parent: str | Path, settings: Model) -> Policy:
     policy.tokenizer.add_special_tokens(
         {"extra_special_tokens": [*policy.tokenizer.extra_special_tokens, *FORMAT_TOKENS]}
     )
-    policy.model.resize_token_embeddings(len(policy.tokenizer), mean_resizing=False)
+    with torch.random.fork_rng(devices=[]):  # a guard belongs to its seed, whatever ran before
+        torch.manual_seed(NEW_ROWS_SEED)
+        policy.model.resize_token_embeddings(len(policy.tokenizer), mean_resizing=False)
     return policy
 
 

@@ -179,7 +179,7 @@ EXERCISES = (
     Exercise(
         "10.3", "diagnose", "Five sick trainings", 2, 3, 8, 5, _match,
         {"form": "Give a dictionary with the five letters, and for each the number of a cause.",
-         "A": "A: it went down, and then up without end. What makes steps overshoot?",
+         "A": "A: the loss ends four times as high as it began. What makes steps overshoot?",
          "B": "B: the loss looks well. What did the training never see?",
          "C": "C: before the first step policy and reference should be the same model, and are not.",
          "D": "D: the loss of somebody who tosses a coin, from first step to last.",

@@ -22,7 +22,7 @@ from llama3_lab.profiles import Profile
 # What is drawn together: parts of a plan, and the colour and hatch of their bar.
 GROUPS: Mapping[str, tuple[tuple[str, ...], str, str]] = {
     "weights": (("weights", "reference"), "blue", ""),
-    "adapters, gradients, AdamW": (("adapters", "gradients", "optimizer", "whole modules"), "purple", ".."),
+    "adapters & states": (("adapters", "gradients", "optimizer", "whole modules"), "purple", ".."),
     "activations": (("activations",), "green", "\\\\"),
     "logits": (("logits",), "gray", "++"),
     "kv cache": (("kv cache",), "ochre", "xx"),
@@ -47,7 +47,7 @@ def figure_stages(placements: Mapping[str, Placement]) -> ReportFigure:
     axes = figure.subplots(len(placements), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for ax, (title, placed) in zip(axes, placements.items(), strict=True):
         _stages(ax, placed.stages)
-        ax.axvline(placed.gpu.gib, color=COLORS["ink"], linewidth=1.2, linestyle=(0, (1, 2)))
+        ax.axvline(placed.gpu.gib, color=COLORS["ink"], linewidth=1.2, linestyle=(0, (1, 2)), zorder=1.5)
         ax.set_title(f"{title} (dotted: its {placed.gpu.gib:.1f} GiB)", loc="left")
     longest = max(max(needed_gib(s.plan) for s in p.stages) for p in placements.values())
     axes[0].set_xlim(0, 1.3 * longest)
@@ -81,10 +81,10 @@ def describe_stages(placements: Mapping[str, Placement]) -> str:
     """Return the facts of `figure_stages` as text."""
     lines = []
     for title, placed in placements.items():
-        lines.append(f"{title}, {placed.gpu.gib:.1f} GiB; GiB at the peak, by part:")
+        lines.append(f"{title}, {placed.gpu.gib:.1f} GiB; GiB at the peak (and when), by part:")
         for s in placed.stages:
             parts = ", ".join(f"{name} {size:.2f}" for name, size in grouped(s.plan).items() if size > 0)
-            lines.append(f"- {s.stage}, {_what(s)}: {needed_gib(s.plan):.1f}; {parts}; worst moment: {s.plan.phase}")
+            lines.append(f"- {s.stage}, {_what(s)}: {needed_gib(s.plan):.1f} ({s.plan.phase}); {parts}")
     return "\n".join(lines)
 
 
@@ -101,7 +101,7 @@ def figure_published(rows: Sequence[Published]) -> ReportFigure:
     ax.barh(at, [p.gib for p, _ in known], height=0.62, color=COLORS["blue"], alpha=0.45, label="measured by others")
     ax.plot([size for _, size in known], at, color=COLORS["orange"], marker="D", linestyle="none", label="planned")
     for i, (p, size) in enumerate(known):
-        ax.text(max(p.gib, size), i, f"   {size / p.gib - 1:+.1%}", va="center", fontsize=8.5)
+        ax.text(max(p.gib, size), i, f"   {error(p, size)}", va="center", fontsize=8.5)
     ax.set_yticks(at, [p.what for p, _ in known])
     ax.set(ylim=(len(known) - 0.5, -0.5), xlim=(0, 1.12 * max(p.gib for p, _ in known)),
            xlabel="GiB allocated at the peak")  # fmt: skip
@@ -119,14 +119,23 @@ def planned_of(rows: Sequence[Published]) -> list[tuple[Published, float]]:
 def describe_published(rows: Sequence[Published]) -> str:
     """Return the facts of `figure_published` as text, and speeds: published, and the planner's range."""
     lines = ["GiB at the peak, measured by others and planned; tokens a second, the same:"]
-    for p, size in planned_of(rows):
-        text = f"- {p.source}, {p.gpu}, {p.what}: {p.gib:g} measured, {size:.1f} planned, {size / p.gib - 1:+.1%}"
+    known = {p: size for p, size in planned_of(rows)}
+    for i, p in enumerate(rows):
+        if i == 0 or (p.source, p.gpu) != (rows[i - 1].source, rows[i - 1].gpu):
+            lines.append(f"{p.source}, {p.gpu}")
+        text = f"- {p.what}: {p.gib:g}, " + (f"planned {known[p]:.1f}, {error(p, known[p])}" if p in known else
+                                             "not planned")  # fmt: skip
         if p.tokens_per_second[0] and (expected := speeds(p)):
             low, high = p.tokens_per_second
             text += f"; {low:,.0f} to {high:,.0f} tokens/s, planned {expected[0]:,.0f} to {expected[1]:,.0f}"
         lines.append(text)
-    lines += [f"- {p.source}, {p.gpu}, {p.what}: {p.gib:g} measured, not planned" for p in rows if not p.recipe]
     return "\n".join(lines)
+
+
+def error(p: Published, size: float) -> str:
+    """Return how far a planned peak, in GiB, is above (+) or below (-) the published one, in per cent."""
+    percent = round(100 * (size / p.gib - 1), 1)
+    return f"{percent:+.1f}%" if percent else "0.0%"
 
 
 def speeds(p: Published) -> tuple[float, float] | None:
