@@ -174,7 +174,13 @@ def _place(profile: Profile) -> Profile:
     if card is None:
         raise ValueError(f"profile {profile.name} runs on {profile.model.device}, and there is no such GPU here; "
                          f"see what is missing: llama3-lab doctor --profile {profile.name}")  # fmt: skip
-    chosen = placement.place(profile, placement.card_of(card.name, card.total_bytes), shape_of(profile))
+    world_size = 1
+    if profile.model.launcher:
+        from llama3_lab.pipeline.launches import processes
+
+        world_size = processes(Path(profile.model.launcher))
+    gpu = placement.card_of(card.name, card.total_bytes)
+    chosen = placement.place(profile, gpu, shape_of(profile), world_size)
     print(placement.as_text(chosen), file=sys.stderr, flush=True)
     return placement.settle(profile, chosen)
 

@@ -257,7 +257,7 @@ def test_shards_of_fsdp2_become_whole_again(tmp_path):
         assert any(hasattr(p, "full_tensor") for p in model.parameters()), "nothing was sharded"
         training._gather(model)
         assert not any(hasattr(p, "full_tensor") for p in model.parameters())
-        training._write(model, policy.tokenizer, tmp_path)
+        training._write(model, policy.tokenizer, tmp_path, SETTINGS)
     finally:
         torch.distributed.destroy_process_group()
     with torch.no_grad():

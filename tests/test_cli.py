@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from llama3_lab import cli, disk, doctor
 from llama3_lab.profiles import TINY, override
@@ -365,3 +366,33 @@ def test_a_file_that_one_may_not_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read everything: a real file would prove nothing
     with pytest.raises(ValueError, match="x: you may not read it; check its permissions"):
         disk.read_bytes(Path("x"))
+
+
+def test_on_a_gpu_the_planner_chooses_says_why_and_the_folder_keeps_what_was_asked(place, monkeypatch, capsys):
+    from llama3_lab import doctor_gpu
+    from llama3_lab.paper.catalogue import GIB
+
+    seen = {}
+
+    def run_loop(profile, out, placed=None):
+        seen.update(asked=profile, placed=placed)
+        RunFolder(out, profile).close()
+        return REPORT
+
+    fake(monkeypatch, "llama3_lab.pipeline.rounds", run_loop=run_loop)
+    monkeypatch.setattr(doctor_gpu, "find_card", lambda device: doctor_gpu.Card("RTX 4090", round(23.5 * GIB), True))
+    assert cli.main(["run", "--profile", "8b", "--set", "model.memory_gb=0"]) == 0
+    assert seen["asked"].model.method == "auto" and seen["asked"].sft.fit.micro_batch == 0
+    assert seen["placed"].model.method == "lora" and seen["placed"].sft.fit.micro_batch > 0
+    said = capsys.readouterr().err
+    assert "RTX 4090" in said and "rows of 1,024 tokens need" in said
+    config = ROOT / "configs" / "accelerate" / "several_gpus.yaml"
+    assert cli.main(["run", "--profile", "8b", "--set", "model.memory_gb=0", "--set", f"model.launcher={config}",
+                     "--out", "shared"]) == 0  # fmt: skip
+    processes = int(yaml.safe_load(config.read_text())["num_processes"])
+    share = 32 // processes
+    assert processes > 1 and share % seen["placed"].sft.fit.micro_batch == 0
+
+
+def test_without_a_gpu_profile_8b_says_what_to_do(place, capsys):
+    assert "llama3-lab doctor --profile 8b" in fails(capsys, "run", "--profile", "8b")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from served import free_port, needs_server, small_policy, start
 
 from llama3_lab.models import Policy
 from llama3_lab.pipeline import runs, samplers
@@ -123,3 +124,28 @@ def test_a_launcher_s_processes_train_where_one_is_named(tmp_path, monkeypatch, 
     {"sft": lambda: run.sft("first", []), "reward": lambda: run.reward("r", []),
      "dpo": lambda: run.dpo_run("round1-dpo-1", "first", [])}[stage]()  # fmt: skip
     assert seen == [(stage, "two_cpu_processes.yaml")]
+
+
+@needs_server
+def test_a_run_on_a_real_server_gives_the_answers_that_it_gives_here(tmp_path):
+    from llama3_lab.pipeline.prompts import draw_prompts
+
+    prompts = draw_prompts(2, "train", 1, "asked")
+    here = override(override(TINY, "model.threads=1"), "sampling.max_new_tokens=40")
+    with RunFolder(tmp_path / "run", here) as folder:
+        folder.checkpoint("first", "policy", "base", "d" * 64, small_policy)
+        run = Run(folder, here, tuple(prompts))
+        wanted = run.greedy("first", prompts, "greedy")
+        server = start(run.path("first"), free_port(), tmp_path / "log")
+        try:
+            served = override(override(here, "sampling.by=server"), f"sampling.serving.urls={server.url}")
+            other = replace(run, profile=override(served, "sampling.serving.kind=transformers"))
+            found = other.greedy("first", prompts, "greedy")
+            assert [(c.prompt.id, c.text, c.policy, c.finished) for c in found] == [
+                (c.prompt.id, c.text, c.policy, c.finished) for c in wanted]  # fmt: skip
+            assert len(other.answers("first", prompts[:2], 3, "sampled")) == 6
+        finally:
+            server.kill()
+        with pytest.raises(ServerError, match="transformers serve"):
+            other.answers("first", prompts[:1], 1, "gone")
+        assert not list(folder.path.glob(".greedy*")) and list(folder.path.glob(".gone*")), "kept, to go on with"

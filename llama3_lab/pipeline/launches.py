@@ -64,8 +64,8 @@ def launch(job: Job, rows: Sequence[Any], out: Path, config: Path) -> Training:
     Raises:
         ValueError: one line: a setting that cannot be used, what the stage refused, or which worker died of what.
     """
-    processes = _processes(config)
-    _check_shares(job, processes, out)
+    count = processes(config)
+    _check_shares(job, count, out)
     before = set(out.iterdir()) if out.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="llama3-lab-job-") as folder:
         write_job(job, rows, out, Path(folder))
@@ -73,7 +73,7 @@ def launch(job: Job, rows: Sequence[Any], out: Path, config: Path) -> Training:
         if code == 0:
             return read_training(out)
         refused = sorted(Path(folder).glob("refused-*.txt"))
-        reason = read_text(refused[0]) if refused else _why(_stage(out), code, said, processes)
+        reason = read_text(refused[0]) if refused else _why(_stage(out), code, said, count)
     for path in set(out.iterdir()) - before if before is not None else {out} if out.is_dir() else set():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     raise ValueError(reason)
@@ -146,7 +146,7 @@ def _stage(out: Path) -> str:
     return out.name.removesuffix(".partial")
 
 
-def _processes(config: Path) -> int:
+def processes(config: Path) -> int:
     """Return how many processes the config asks for; ValueError where it cannot be read."""
     import yaml
 

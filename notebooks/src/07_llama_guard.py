@@ -570,34 +570,26 @@ found = {label: {n: [s for s in record if s.arm == study.arm_name(n, noise)] for
          for label, noise in zip(("careful", "careless"), study.NOISES, strict=True)}  # fmt: skip
 display(shown := figures.figure_quality(found))
 print(views.describe(shown))
-changes = [c for c in read_records(places.project() / "data/runs/safety-changes.jsonl", Comparison)
-           if c.name.startswith("quality") and c.metric in ("vr", "frr")]  # fmt: skip
-for c in changes:
+changes = read_records(places.project() / "data/runs/safety-changes.jsonl", Comparison)
+for c in (changes := [c for c in changes if c.name.startswith("quality") and c.metric in ("vr", "frr")]):
     print(f"{c.metric:<4}{c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}] n={c.n}  {c.a}; against {c.b}")
 careless_few, careless_many, few_against_many, _ = (c for c in changes if c.metric == "vr")
 assert careless_few.low > 0 and careless_many.low > 0, "carelessness should cost violations"
 assert few_against_many.high < 0, "few careful ones should beat many careless ones"
+vr = {n: [(a.score.vr.value, b.score.vr.value) for a, b in zip(found["careful"][n], found["careless"][n], strict=True)]
+      for n in study.QUANTITIES}  # fmt: skip
+assert [n for n in vr for a, b in vr[n] if b < a] == [study.QUANTITIES[0]], "one seed turns the other way"
 
 # %% [markdown]
 # Read it line by line, for the sentence has two halves. At the same number, carelessness costs violations, few rows or
 # many. And **few careful demonstrations leave fewer violations than eight times as many careless ones**; on false
 # refusals those two are not told apart. But quantity is not nothing: careful rows, eight times as many, take false
-# refusals down, and violations too, a little, at the same number of steps; in the held-out wording they cost violations.
-# And a rate can be low for a poor reason: a model that refuses at random has a low VR and a high FRR.
+# refusals down, and violations too, a little, at the same number of steps; in the held-out wording they cost
+# violations. And a rate can be low for a poor reason: a model that refuses at random has a low VR and a high FRR.
 #
 # The intervals are over requests, with these models given. Models differ more: of few demonstrations, one seed's
 # careless model *violates less* than its careful one.
-
-# %%
-for n in study.QUANTITIES:
-    pairs = zip(found["careful"][n], found["careless"][n], strict=True)
-    print(f"{n:>4} demonstrations, VR careful → careless:",
-          "   ".join(f"{a.score.vr.value:.2f} → {b.score.vr.value:.2f}" for a, b in pairs))  # fmt: skip
-turned = [n for n in study.QUANTITIES for a, b in zip(found["careful"][n], found["careless"][n], strict=True)
-          if b.score.vr.value < a.score.vr.value]  # fmt: skip
-assert turned == [study.QUANTITIES[0]], "the text above says that one seed turns the other way"
-
-# %% [markdown]
+#
 # ## At 8B
 #
 # | | here | 8B |
