@@ -160,8 +160,8 @@ def _hours(profile: Profile, placed: Placement) -> Sequence[str]:
         if not (found := _stage_costs(profile, p)):
             return ["time and cost: name a card, like --gpu H100"]
         what = "candidates of one round" if p.stage == "sample" else f"one training (of {times[p.stage]} in a run)"
-        lines.append(f"  {p.stage:<8}{what}, {_price(p.plan, found)}")
-    return ["Expected time and cost:", *lines]
+        lines.append(f"  {p.stage:<8}{what}, {_price(p.plan, found).removesuffix(' at assumed rents')}")
+    return ["Expected time, and cost at assumed rents:", *lines]
 
 
 Fitted = tuple["Plan | None", "Plan | None"] | None
