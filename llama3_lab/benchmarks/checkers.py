@@ -12,6 +12,7 @@ What they are not: proof. A right number after wrong words passes, and so does a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from llama3_lab.benchmarks import gsm8k, humaneval, mbpp
@@ -28,17 +29,7 @@ def verify(candidates: Sequence[Candidate], strict: bool = True) -> list[Verdict
     Raises:
         ValueError: if the code sandbox cannot be started.
     """
-    known: dict[tuple[str, str], Verdict] = {}
-    out = []
-    for c in candidates:
-        if not c.finished:
-            out.append(Verdict("fail", c.prompt.check.kind, f"cut off at {c.n_tokens} tokens"))
-            continue
-        key = (c.prompt.id, c.text)
-        if key not in known:
-            known[key] = _check(c, strict)
-        out.append(known[key])
-    return out
+    return verdicts.verify_by(functools.partial(_check, strict=strict), candidates)
 
 
 def check_text(prompt: Prompt, text: str, strict: bool = True) -> Verdict:
@@ -56,7 +47,7 @@ def check_text(prompt: Prompt, text: str, strict: bool = True) -> Verdict:
     return verdicts.check_text(prompt, text)
 
 
-def _check(candidate: Candidate, strict: bool) -> Verdict:
-    if candidate.prompt.skill in SKILLS:
-        return verdicts.verify([candidate], strict)[0]
-    return check_text(candidate.prompt, candidate.text, strict)
+def _check(prompt: Prompt, text: str, strict: bool) -> Verdict:
+    if prompt.skill in SKILLS:
+        return verdicts.check_strictly(prompt, text) if strict else verdicts.check_text(prompt, text)
+    return check_text(prompt, text, strict)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -41,6 +41,11 @@ def verify(candidates: Sequence[Candidate], strict: bool = True) -> list[Verdict
     An answer that was cut off fails unread. strict: arithmetic passes only if its answer and every
     step of its working hold; otherwise the answer alone counts.
     """
+    return verify_by(check_strictly if strict else check_text, candidates)
+
+
+def verify_by(check: Callable[[Prompt, str], Verdict], candidates: Sequence[Candidate]) -> list[Verdict]:
+    """Return one verdict for each candidate, in order, by `check`: each text once; what was cut off fails unread."""
     known: dict[tuple[str, str], Verdict] = {}
     verdicts = []
     for c in candidates:
@@ -49,7 +54,7 @@ def verify(candidates: Sequence[Candidate], strict: bool = True) -> list[Verdict
             continue
         key = (c.prompt.id, c.text)
         if key not in known:
-            known[key] = _strict(c.prompt, c.text) if strict else check_text(c.prompt, c.text)
+            known[key] = check(c.prompt, c.text)
         verdicts.append(known[key])
     return verdicts
 
@@ -102,7 +107,8 @@ def check_steps(prompt: Prompt, text: str) -> Verdict:
     return Verdict("pass", "steps", f"{len(wanted)} steps hold")
 
 
-def _strict(prompt: Prompt, text: str) -> Verdict:
+def check_strictly(prompt: Prompt, text: str) -> Verdict:
+    """Return the verdict on one finished answer; for "number", answer and every step of the working."""
     verdict = check_text(prompt, text)
     if verdict.outcome != "pass" or prompt.check.kind != "number":
         return verdict
