@@ -289,14 +289,17 @@ safety
 # false refusals move the other way. What the policy lets through, the guards stop. And the wording in which no
 # hazard was ever trained on stays open to the policy alone, to the last round.
 #
-# What does it cost? The same seed with safety off, recorded earlier: the share of right answers after the last
-# round, all guards aside. One seed is an anecdote; take it as the price in one small world, not as a law.
+# That was one of three seeds. What does it cost? The same seeds with safety off, recorded earlier: the share of right
+# answers after the last round, all guards aside. Greedy answers hardly suffer; **sampled ones do, by about a tenth**.
+# Nearly two fifths of the rows that SFT now reads are about safety, in as many steps. One small world's price.
 
 # %% tags=["nbval-check-output"]
 for with_it in recorded["safety"]:
     without = next(r for r in recorded["paper"] if r.seed == with_it.seed)
     on, off = (next(s for s in r.rounds[-1].evaluations[-1].scores if s.skill == "all") for r in (with_it, without))
-    print(f"seed {with_it.seed}: sampled {on.sampled} with safety, {off.sampled} without")
+    print(f"seed {with_it.seed}, with safety and without: greedy {on.greedy} and {off.greedy}")
+    print(f"                                 sampled {on.sampled} and {off.sampled}")
+    assert on.sampled.high < off.sampled.low, "sampled answers pay for safety"
     first, last = (s for s in with_it.safety if s.layers == "model" and s.stage in ("first policy", "round 3 policy"))
     assert last.vr.high < first.vr.low, "three rounds should lower violations by more than chance"
 
