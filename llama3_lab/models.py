@@ -5,6 +5,7 @@ Shapes: `B` rows, `T` tokens, `D` width, `V` vocabulary, `N` answer tokens of a 
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import re
@@ -152,6 +153,8 @@ def _load(kind: Any, path: str | Path, settings: Model, **more: Any) -> tuple[An
         if not torch.cuda.is_available():
             raise ValueError(f"model.device is {settings.device} and there is no CUDA here; use a machine with a GPU, "
                              "or --profile tiny, which needs none")  # fmt: skip
+        gc.collect()  # a card may hold one model only: the one before goes first
+        torch.cuda.empty_cache()
         more.setdefault("device_map", {"": settings.device})  # straight to the card, not through the host's memory
     more |= {"dtype": getattr(torch, settings.dtype), "attn_implementation": attention_of(settings)}
     with quiet():

@@ -5,13 +5,16 @@ The model is the small world's base and the problems are the small world's, in t
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from published import published, write_published
 
+from llama3_lab import models
 from llama3_lab.cli import check_profile
 from llama3_lab.course.page import render_page
 from llama3_lab.course.safety_views import table_false_refusals
@@ -43,10 +46,32 @@ def profile(tmp_path_factory):
     return check_profile(made)
 
 
+ALIVE: list[tuple[str, list[str]]] = []  # (what is being loaded, which models were alive then)
+
+
 @pytest.fixture(scope="module")
 def run(profile, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "8b-small"
-    return run_loop(profile, out), out
+    loaded: list[tuple[str, weakref.ref]] = []
+    load = models._load
+
+    def watched(kind, path, settings, **more):
+        gc.collect()
+        if not models.parent_of(Path(path)):  # the end of a chain of adapters: here weights are read
+            ALIVE.append((str(path), [name for name, model in loaded if model() is not None]))
+        made = load(kind, path, settings, **more)
+        loaded.append((Path(path).name, weakref.ref(made[0])))
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "_load", watched)
+        return run_loop(profile, out), out
+
+
+def test_never_are_two_models_in_memory_at_once(run):
+    """A card of 24 GB holds one 8B; a policy and a reward model side by side would be 32."""
+    assert len(ALIVE) > 12
+    assert [(path, names) for path, names in ALIVE if names] == []
 
 
 def test_every_stage_of_the_loop_is_made(run):

@@ -118,15 +118,19 @@ def agreement(reward_model: RewardModel, candidates: Sequence[Candidate], round:
 
 
 def judge_scores(
-    drawn: Sequence[Candidate], reward_model: RewardModel, before: Policy, after: Policy
-) -> dict[str, list[float]]:
-    """Return what each judge thinks of each candidate (any scale; comparable within a prompt)."""
+    drawn: Sequence[Candidate], reward_model: Callable[[], RewardModel], before: Callable[[], Policy],
+    after: Callable[[], Policy],
+) -> dict[str, list[float]]:  # fmt: skip
+    """Return what each judge thinks of each candidate (any scale; comparable within a prompt).
+
+    The models are asked for one after the other, and let go: a card may hold one only.
+    """
     unique = {(c.prompt.id, c.text): c for c in drawn}
     rows = [(c.prompt.text, c.text) for c in unique.values()]
     keys = list(unique)
-    reward = dict(zip(keys, score(reward_model, [(c.prompt, c.text) for c in unique.values()]), strict=True))
-    lp_before = dict(zip(keys, answer_logprobs(before, rows), strict=True))
-    lp_after = dict(zip(keys, answer_logprobs(after, rows), strict=True))
+    reward = dict(zip(keys, score(reward_model(), [(c.prompt, c.text) for c in unique.values()]), strict=True))
+    lp_before = dict(zip(keys, answer_logprobs(before(), rows), strict=True))
+    lp_after = dict(zip(keys, answer_logprobs(after(), rows), strict=True))
     at = [(c.prompt.id, c.text) for c in drawn]
     out = {
         "checker": [float(r) for r in are_right(drawn)],

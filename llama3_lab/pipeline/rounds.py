@@ -151,8 +151,8 @@ def published_pairs(
     """Return the open preference set for the first batch; for later ones the policy's own passes over its fails."""
     if policies[0] != policies[1]:
         return material.first_pairs(run.profile)
-    reward_model = newest_reward_model(run)
-    judged = measurements.judge(run.answers(policies[0], prompts, run.profile.sampling.k, name), reward_model)
+    drawn = run.answers(policies[0], prompts, run.profile.sampling.k, name)
+    judged = measurements.judge(drawn, reward_model_of(run, int(name.removeprefix("batch-"))))
     found = pairs.from_verdicts(judged, seed=seed_of(run.profile, name))
     if not found:
         raise ValueError(f"{name}: no prompt with both a right and a wrong answer, so nothing to prefer; draw more "
@@ -160,10 +160,9 @@ def published_pairs(
     return found[: run.profile.dpo.pairs]
 
 
-def newest_reward_model(run: Run) -> RewardModel:
-    """Return the reward model of the latest round that has one."""
-    numbers = [n for n in range(1, run.profile.rounds + 1) if run.path(f"round{n}-reward").is_dir()]
-    name = f"round{numbers[-1]}-reward"
+def reward_model_of(run: Run, number: int) -> RewardModel:
+    """Return a round's reward model."""
+    name = f"round{number}-reward"
     return load_reward_model(run.path(name), run.profile.model, name)
 
 
@@ -239,12 +238,12 @@ def judge_round(run: Run, number: int, last: str, prompts: list[Prompt]) -> list
     name, how = f"round{number}-judged", run.profile.sampling
 
     def make() -> list[Judged]:
-        reward_model = load_reward_model(run.path(f"round{number}-reward"), run.profile.model, f"round{number}-reward")
         judged: dict[str, list[Judged]] = {p.id: [] for p in prompts}
         asked = list(prompts)
         for helping in range(1 + how.more_for_unsolved):
             stage = f"{name}-{helping}" if helping else name
-            for j in measurements.judge(run.answers(last, asked, how.k, stage), reward_model):
+            drawn = run.answers(last, asked, how.k, stage)
+            for j in measurements.judge(drawn, reward_model_of(run, number)):  # loaded after the policy is gone
                 judged[j.candidate.prompt.id].append(j)
             asked = [p for p in asked if all(j.verdict.outcome == "fail" for j in judged[p.id])]
             if not asked:
@@ -286,8 +285,9 @@ def report_round(
     judged, best = chosen
     made, evaluations = results
     name = f"round{number}-reward"
-    agreed = run.folder.once(f"{name}-agreement", Agreement, lambda: measurements.agreement(
-        load_reward_model(run.path(name), run.profile.model, name), held_out_answers(run), number))  # fmt: skip
+    drawn = held_out_answers(run)
+    agreed = run.folder.once(f"{name}-agreement", Agreement,
+                             lambda: measurements.agreement(reward_model_of(run, number), drawn, number))  # fmt: skip
     trained = [read_training(run.path(c.name)) for c in made if (run.path(c.name) / "training.json").is_file()]
     return RoundReport(
         number, measurements.funnel(judged, best), counts, tuple(made), tuple(evaluations), tuple(agreed),
@@ -338,8 +338,8 @@ def compare_judges(run: Run) -> list[BestOfK]:
     """
     drawn, plan = held_out_answers(run), run.profile.evaluation
     before = "round1-sft" if run.profile.order == "paper" else "first"
-    reward_model = load_reward_model(run.path("round1-reward"), run.profile.model, "round1-reward")
-    judged_by = measurements.judge_scores(drawn, reward_model, run.policy(before), run.policy("round1-policy"))
+    judged_by = measurements.judge_scores(drawn, partial(reward_model_of, run, 1), partial(run.policy, before),
+                                          partial(run.policy, "round1-policy"))  # fmt: skip
     for judge in ("reward-model", "random"):
         picked = partial(measurements.picks, drawn, judged_by[judge.replace("-", " ")])
         run.folder.once(f"scores-best-of-k-{judge}-chat", PromptScore, picked)
