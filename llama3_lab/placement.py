@@ -151,7 +151,7 @@ def trainings(profile: Profile) -> dict[Stage, int]:
 
 def architecture_for(profile: Profile, stage: Stage, model: Architecture) -> Architecture:
     """Return what a stage loads: SFT that trains embedding and output layer leaves tied weights untied behind it."""
-    unties = model.tied and getattr(profile.sft, "embeddings", True)
+    unties = model.tied and profile.sft.embeddings
     return replace(model, tied=False) if unties and stage in ("dpo", "sample") else model
 
 
@@ -161,9 +161,9 @@ def whole_modules(profile: Profile, stage: str, model: Architecture) -> tuple[in
     The reward model's head, which trains too, is in the planner's own count.
     """
     table = model.vocabulary * model.width
-    if stage == "sft" and getattr(profile.sft, "embeddings", True):
+    if stage == "sft" and profile.sft.embeddings:
         return table, table
-    return (table if stage == "reward" and getattr(profile.reward, "embeddings", True) else 0), 0
+    return (table if stage == "reward" and profile.reward.embeddings else 0), 0
 
 
 def recipe_for(

@@ -99,13 +99,16 @@ def borderline(profile: Profile) -> list[Prompt]:
         ValueError: if the file cannot be read, or has no such row.
     """
     place = profile.data.benchmarks.borderline
-    if not place:
-        return []
+    return list(_harmless(place)) if place else []
+
+
+@functools.lru_cache(maxsize=2)
+def _harmless(place: str) -> tuple[Prompt, ...]:
     rows = [r for r in read_rows(Source(place, "test")) if str(r.columns.get("label", "safe")).lower() == "safe"]
     if not rows:
         raise ValueError(f"{place}: no row is labelled safe, and false refusals are counted on those")
-    return [Prompt(prompt_id("borderline", r), "borderline", r.text("prompt"), "test", 1, Check("rubric", ""))
-            for r in rows]  # fmt: skip
+    return tuple(Prompt(prompt_id("borderline", r), "borderline", r.text("prompt"), "test", 1, Check("rubric", ""))
+                 for r in rows)  # fmt: skip
 
 
 def _source(where: Benchmarks, skill: str, split: str) -> Source:

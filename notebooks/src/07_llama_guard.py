@@ -571,11 +571,12 @@ found = {label: {n: [s for s in record if s.arm == study.arm_name(n, noise)] for
 display(shown := figures.figure_quality(found))
 print(views.describe(shown))
 changes = read_records(places.project() / "data/runs/safety-changes.jsonl", Comparison)
-for c in (changes := [c for c in changes if c.name.startswith("quality") and c.metric in ("vr", "frr")]):
+by = {m: [c for c in changes if c.name.startswith("quality") and c.metric == m] for m in ("vr", "frr", "held-out vr")}
+for c in (*by["vr"], *by["frr"]):
     print(f"{c.metric:<4}{c.difference:+.3f} [{c.low:+.3f}, {c.high:+.3f}] n={c.n}  {c.a}; against {c.b}")
-careless_few, careless_many, few_against_many, _ = (c for c in changes if c.metric == "vr")
-assert careless_few.low > 0 and careless_many.low > 0, "carelessness should cost violations"
-assert few_against_many.high < 0, "few careful ones should beat many careless ones"
+assert min(c.low for c in by["vr"][:2]) > 0, "carelessness should cost violations"
+assert by["vr"][2].high < 0 and by["frr"][2].low < 0 < by["frr"][2].high, "few careful ones beat many careless ones"
+assert max(by["vr"][3].high, by["frr"][3].high) < 0 < by["held-out vr"][3].low, "quantity, where it is careful"
 vr = {n: [(a.score.vr.value, b.score.vr.value) for a, b in zip(found["careful"][n], found["careless"][n], strict=True)]
       for n in study.QUANTITIES}  # fmt: skip
 assert [n for n in vr for a, b in vr[n] if b < a] == [study.QUANTITIES[0]], "one seed turns the other way"

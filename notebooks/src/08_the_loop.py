@@ -290,8 +290,9 @@ safety
 # hazard was ever trained on stays open to the policy alone, to the last round.
 #
 # That was one of three seeds. What does it cost? The same seeds with safety off, recorded earlier: the share of right
-# answers after the last round, all guards aside. Greedy answers hardly suffer; **sampled ones do, by about a tenth**.
-# Nearly two fifths of the rows that SFT now reads are about safety, in as many steps. One small world's price.
+# answers after the last round, all guards aside. Of greedy answers the intervals overlap; **sampled ones lose 9 to 14
+# points**. Nearly two fifths of the rows that SFT now reads are about safety, in as many steps. It is the price in one
+# small world.
 
 # %% tags=["nbval-check-output"]
 for with_it in recorded["safety"]:
@@ -299,7 +300,8 @@ for with_it in recorded["safety"]:
     on, off = (next(s for s in r.rounds[-1].evaluations[-1].scores if s.skill == "all") for r in (with_it, without))
     print(f"seed {with_it.seed}, with safety and without: greedy {on.greedy} and {off.greedy}")
     print(f"                                 sampled {on.sampled} and {off.sampled}")
-    assert on.sampled.high < off.sampled.low, "sampled answers pay for safety"
+    assert on.sampled.high < off.sampled.low and on.greedy.high > off.greedy.low, "sampled answers pay for safety"
+    assert 0.085 < off.sampled.value - on.sampled.value < 0.145
     first, last = (s for s in with_it.safety if s.layers == "model" and s.stage in ("first policy", "round 3 policy"))
     assert last.vr.high < first.vr.low, "three rounds should lower violations by more than chance"
 
