@@ -336,8 +336,8 @@ for path in sorted(run.folder.path.glob("round1-*.jsonl")):
 # %% [markdown]
 # ## At 8B
 #
-# The loop is the same call with another profile. What changes: the raters are people, the checkers run on real
-# programs, and a round takes days instead of a minute.
+# The loop is the same call with another profile (notebook 10). What changes: an open preference set stands in for the
+# raters, the problems are published ones, and a round takes hours instead of a minute.
 #
 # ## What this did not show
 #
